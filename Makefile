@@ -1,0 +1,57 @@
+# make demo     set up, start a real server, send a photograph through it, save a picture
+# make test     set up, build the models, lint, test against a real server
+# make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT)
+# make parity   compare with py-feat itself, in an environment of its own
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+HOG_MODEL := model_repository/hog/1/model.onnx
+POSE_MODEL := model_repository/pose_mlp/1/model.onnx
+
+.PHONY: demo test lint serve models install parity clean
+
+demo: $(BIN)/.installed models
+	$(BIN)/python -m deploy.local.demo
+
+serve: $(BIN)/.installed models
+	@exec $(BIN)/python -m deploy.local
+
+test: lint models
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+models: $(HOG_MODEL) $(POSE_MODEL)
+
+install: $(BIN)/.installed
+
+$(HOG_MODEL): export/hog.py export/hog_graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
+	$(BIN)/python -m export hog
+
+# Built once from the project's own checkpoint; a model exported from other weights is left alone.
+$(POSE_MODEL): | $(BIN)/.installed
+	$(BIN)/python -m export pose
+
+$(BIN)/.installed: requirements.txt constraints.txt client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "make: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one with make PYTHON=python3.11"; exit 1; }
+	@echo "setting up $(VENV): torch alone is 200 MB or more, this takes some minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -r requirements.txt -c constraints.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --editable client
+	@touch $@
+
+$(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
+	$(BIN)/python $(PIP_INSTALL) -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+parity: $(BIN)/.installed models
+	$(BIN)/python -m tests.parity
+
+clean:
+	rm -rf $(VENV) build $(HOG_MODEL) $(POSE_MODEL)

@@ -1,0 +1,27 @@
+"""The two frames in which head pose is given (SPEC section 5)."""
+
+import numpy as np
+
+
+def subject_pose(pose: np.ndarray) -> np.ndarray:
+    """Turn raw poses into the convention of py-feat's tables.
+
+    Convention
+    ----------
+    Raw Pitch, Roll and Yaw are the angles a, b, c of the head's rotation ``Rz(c) @ Ry(b) @ Rx(a)`` in
+    camera axes (x right, y down, z away from the camera); the identity faces the camera. So raw Roll is
+    what people call yaw. In the subject's convention +pitch looks up, +yaw to the subject's right, and
+    +roll tilts to the subject's right.
+
+    Parameters
+    ----------
+    pose : ndarray, shape (N, 6)
+        Raw Pitch, Roll, Yaw in radians, then X, Y, Z.
+
+    Returns
+    -------
+    ndarray, shape (N, 6)
+        Pitch, Roll, Yaw in radians in the subject's convention; X, Y, Z unchanged.
+    """
+    pitch, roll, yaw = pose[:, 0], pose[:, 1], pose[:, 2]
+    return np.concatenate([np.stack([-pitch, -yaw, roll], axis=1), pose[:, 3:]], axis=1)

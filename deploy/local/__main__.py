@@ -1,0 +1,48 @@
+"""`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
+
+HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports; 0 takes a free one.
+"""
+
+import os
+import signal
+import sys
+
+from deploy.local.server import LocalServer, Ports, ServerError
+
+DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
+"""Triton's own."""
+
+
+def main() -> int:
+    """Serve; return 0 after an ordered stop and 1 when the server cannot start or dies."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with LocalServer(ports=_ports_from_environment()) as server:
+            print(f"gRPC     {server.grpc_url}")
+            print(f"HTTP     http://{server.http_url}/v2")
+            print(f"metrics  http://{server.metrics_url}/metrics")
+            print(f"log      {server.log_path}")
+            print("ready; Ctrl-C stops", flush=True)
+            status = server.wait()
+            print(f"serve: tritonserver ended by itself with status {status}", file=sys.stderr)
+            return 1
+    except ServerError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+
+
+def _ports_from_environment() -> Ports:
+    ports = {}
+    for name in ("http", "grpc", "metrics"):
+        text = os.environ.get(f"{name.upper()}_PORT", str(getattr(DEFAULT_PORTS, name)))
+        if not text.isdecimal() or int(text) > 65535:
+            raise ServerError(f"{name.upper()}_PORT must be a port number, it is {text!r}")
+        ports[name] = int(text)
+    return Ports(**ports)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

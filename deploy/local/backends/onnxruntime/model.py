@@ -1,0 +1,171 @@
+"""The local stand-in for Triton's C++ ONNX Runtime backend: a python-based backend of the same name.
+
+The wheel's server has no ONNX Runtime backend. Triton takes a `model.py` in its place for every model
+whose config says ``backend: "onnxruntime"``, so the same model repository serves here and, with the C++
+backend, in NVIDIA's container. Of a config this one honours what the C++ backend would: the file name,
+the tensors' names, types and dims, the instance kind, the thread counts of `parameters`, batching.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+
+THREAD_PARAMETERS = {
+    "intra_op_thread_count": "intra_op_num_threads",
+    "inter_op_thread_count": "inter_op_num_threads",
+}
+"""Parameters of the C++ backend -> attributes of onnxruntime.SessionOptions; 0 means all cores in both."""
+
+Batch = dict[str, np.ndarray]
+
+
+class TritonPythonModel:
+    """The interface that the Python backend looks for, one object per model instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model and check that it has the tensors its config promises."""
+        self.config = json.loads(args["model_config"])
+        path = _model_path(args, self.config)
+        self.session = onnxruntime.InferenceSession(
+            str(path),
+            _session_options(self.config),
+            providers=_providers(args["model_instance_kind"], args["model_instance_device_id"]),
+        )
+        self.joins_requests = self.config["max_batch_size"] > 0
+        self.input_types = {
+            tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
+            for tensor in self.config["input"]
+        }
+        _check_tensors("input", self.config["input"], self.session.get_inputs(), path)
+        _check_tensors("output", self.config["output"], self.session.get_outputs(), path)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request, those of one shape with one run of the model."""
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        batches = [self._inputs(request) for request in requests]
+        for position, batch in enumerate(batches):
+            key = [array.shape[1:] for array in batch.values()] if self.joins_requests else [position]
+            groups[tuple(key)].append(position)
+
+        responses: list[Any] = [None] * len(requests)
+        for positions in groups.values():
+            answers = self._answer(
+                [batches[position] for position in positions],
+                [requests[position].requested_output_names() for position in positions],
+            )
+            for position, answer in zip(positions, answers, strict=True):
+                responses[position] = answer
+        return responses
+
+    def _inputs(self, request: Any) -> Batch:
+        return {
+            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().astype(kind, copy=False)
+            for name, kind in self.input_types.items()
+        }
+
+    def _answer(self, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
+        """Run several requests as one batch; when that fails, each alone, so that only the guilty fail."""
+        joined = {name: _joined([batch[name] for batch in batches]) for name in self.input_types}
+        names = sorted(set().union(*wanted))
+        try:
+            results = dict(zip(names, self.session.run(names, joined), strict=True))
+        except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as error:
+            if len(batches) == 1:
+                return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
+            return [
+                self._answer([batch], [outputs])[0] for batch, outputs in zip(batches, wanted, strict=True)
+            ]
+        return _split(results, batches, wanted)
+
+
+def _split(results: Batch, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
+    """Cut each request's rows and outputs out of a joined result."""
+    responses = []
+    first = 0
+    for batch, outputs in zip(batches, wanted, strict=True):
+        # A model that does not batch is run one request at a time: its result is the request's, whole.
+        rows = slice(None) if len(batches) == 1 else slice(first, first + _rows(batch))
+        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(results[name][rows])) for name in outputs]
+        responses.append(pb_utils.InferenceResponse(tensors))
+        first += _rows(batch)
+    return responses
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _model_path(args: dict[str, str], config: dict[str, Any]) -> Path:
+    folder = Path(args["model_repository"]) / args["model_version"]
+    path = folder / (config.get("default_model_filename") or "model.onnx")
+    if not path.is_file():
+        raise pb_utils.TritonModelException(
+            f"{path} is missing; build it with `python -m export` (or `make models`)"
+        )
+    return path
+
+
+def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    for parameter, attribute in THREAD_PARAMETERS.items():
+        text = config.get("parameters", {}).get(parameter, {}).get("string_value", "0")
+        setattr(options, attribute, int(text))
+    return options
+
+
+def _providers(kind: str, device_id: str) -> list[Any]:
+    """Return CUDA for a GPU instance, where this onnxruntime has it, and the CPU as what remains."""
+    if kind != "GPU":
+        return [CPU_PROVIDER]
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        pb_utils.Logger.log_warn(
+            f"Triton found GPU {device_id}, but this onnxruntime is built for the CPU alone and runs "
+            "there; install onnxruntime-gpu to use the GPU"
+        )
+        return [CPU_PROVIDER]
+    return [(CUDA_PROVIDER, {"device_id": device_id}), CPU_PROVIDER]
+
+
+def _check_tensors(
+    kind: str, configured: list[dict[str, Any]], built: list[onnxruntime.NodeArg], path: Path
+) -> None:
+    """Compare the config's tensors with the model's, as the C++ backend does when it loads."""
+    in_model = {tensor.name: tensor for tensor in built}
+    for tensor in configured:
+        name, dims = tensor["name"], [int(size) for size in tensor["dims"]]
+        if name not in in_model:
+            raise pb_utils.TritonModelException(f"{path} has no {kind} {name!r}, it has {sorted(in_model)}")
+        model_type = in_model[name].type
+        element = np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])).name
+        if model_type != f"tensor({_onnx_name(element)})":
+            raise pb_utils.TritonModelException(
+                f"{kind} {name!r} of {path} is {model_type}, the config says {tensor['data_type']}"
+            )
+        shape = in_model[name].shape
+        if not _dims_agree(dims, shape[1:] if len(shape) > len(dims) else shape):
+            raise pb_utils.TritonModelException(
+                f"{kind} {name!r} of {path} has shape {shape}, the config's dims are {dims}"
+            )
+
+
+def _onnx_name(numpy_name: str) -> str:
+    return {"float32": "float", "float64": "double"}.get(numpy_name, numpy_name)
+
+
+def _dims_agree(configured: list[int], built: list[Any]) -> bool:
+    return len(configured) == len(built) and all(
+        wanted == -1 or not isinstance(size, int) or wanted == size
+        for wanted, size in zip(configured, built, strict=True)
+    )

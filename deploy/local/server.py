@@ -1,0 +1,317 @@
+"""A context manager that owns a real `tritonserver` process on the loopback interface.
+
+The wheel of nvidia-pytriton carries the server (2.51.0), its Python backend and a stub for each Python
+version. They are laid out here as the server expects a backend folder, next to our stand-in for the ONNX
+Runtime backend, in a folder that goes with the server.
+"""
+
+import contextlib
+import dataclasses
+import http.client
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+HOST = "127.0.0.1"
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+DEFAULT_REPOSITORY = PROJECT / "model_repository"
+STANDIN_BACKENDS = Path(__file__).resolve().parent / "backends"
+
+SHARED_MEMORY = Path("/dev/shm")
+
+STUB_MEMORY_BYTES = 64 * 2**20
+"""Shared memory of each Python stub at start: a batch of 128 crops with its outputs fits without growth."""
+
+START_SECONDS = 120.0
+"""Importing torch from a cold disk has taken over 30 s."""
+
+STOP_SECONDS = 30
+"""How long running requests may take to finish after SIGTERM."""
+
+
+class ServerError(RuntimeError):
+    """The server cannot start or has died; the message is one line and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """TCP ports; 0 takes a free one."""
+
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+
+class LocalServer:
+    """Start a server on entry, wait until every model is ready, stop it and clean up on exit.
+
+    Parameters
+    ----------
+    repository : Path, optional
+        The model repository; by default the project's.
+    ports : Ports, optional
+        Where to listen on 127.0.0.1; by default free ports.
+    options : tuple of str
+        Further options of `tritonserver`.
+
+    Attributes
+    ----------
+    ports : Ports
+        The ports it listens on.
+    log_path : Path
+        The server's log. It goes with the server.
+
+    Raises
+    ------
+    ServerError
+        On entry, when something is missing, a port is taken or a model does not load.
+
+    Examples
+    --------
+    >>> with LocalServer() as server:
+    ...     print(server.grpc_url)
+    """
+
+    def __init__(
+        self,
+        repository: Path = DEFAULT_REPOSITORY,
+        ports: Ports | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self.repository = repository.resolve()
+        self.ports = ports or Ports()
+        self.options = options
+        self._shm_prefix = f"triton_face_{uuid.uuid4().hex[:12]}_"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def http_url(self) -> str:
+        """Return the host and port of the HTTP endpoint."""
+        return f"{HOST}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Return the host and port of the gRPC endpoint."""
+        return f"{HOST}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Return the host and port of the metrics endpoint."""
+        return f"{HOST}:{self.ports.metrics}"
+
+    @property
+    def pid(self) -> int:
+        """Return the server's process id."""
+        return self._running().pid
+
+    def __enter__(self) -> "LocalServer":
+        """Start and wait until ready."""
+        _check_models(self.repository)
+        triton = _find_triton()
+        self.ports = _claimed(self.ports)
+        self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
+        self.log_path = self._folder / "server.log"
+        try:
+            _lay_out_backends(triton, self._folder / "backends")
+            self._start(triton)
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop and clean up."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Let running requests finish, end every process of the server, leave nothing behind."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS + 5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            # Stubs outlive a server that was killed; they share its process group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself; return its exit status."""
+        return self._running().wait()
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise ServerError("the server is not running; use it inside its `with` block")
+        return self._process
+
+    def _start(self, triton: Path) -> None:
+        command = [
+            str(triton / "bin" / "tritonserver"),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._folder / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-default-byte-size={STUB_MEMORY_BYTES}",
+            f"--http-address={HOST}",
+            f"--grpc-address={HOST}",
+            f"--metrics-address={HOST}",
+            f"--http-port={self.ports.http}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
+            f"--exit-timeout-secs={STOP_SECONDS}",
+            # As in production: the configs are whole, nothing is guessed from the models.
+            "--disable-auto-complete-config",
+            *self.options,
+        ]
+        with self.log_path.open("wb") as log:
+            # A session of its own: Ctrl-C reaches us alone, and we stop the server in order.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(triton),
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _is_ready(self.ports.http):
+            if self._running().poll() is not None:
+                raise ServerError(f"tritonserver did not start: {_log_reason(self.log_path)}")
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"tritonserver was not ready after {START_SECONDS:.0f} s: {_log_reason(self.log_path)}"
+                )
+            time.sleep(0.1)
+
+
+def _check_models(repository: Path) -> None:
+    """Find missing ONNX files before the server does, whose log is long."""
+    missing = [
+        model.parent.name
+        for model in sorted(repository.glob("*/config.pbtxt"))
+        if 'backend: "onnxruntime"' in model.read_text() and not (model.parent / "1" / "model.onnx").is_file()
+    ]
+    if missing:
+        raise ServerError(
+            f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`"
+        )
+
+
+def _find_triton() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError("nvidia-pytriton, which carries tritonserver, is not installed: run `make install`")
+    triton = Path(spec.origin).parent / "tritonserver"
+    stub = _stub(triton)
+    if not stub.is_file():
+        raise ServerError(
+            f"tritonserver has no stub for Python {stub.parent.name}: use Python 3.10, 3.11 or 3.12"
+        )
+    if _shared_libpython() is None:
+        raise ServerError(
+            f"{sys.base_prefix} has no {sysconfig.get_config_var('INSTSONAME')}, which Triton's Python "
+            "stub needs: use a Python built with --enable-shared (Debian's and Ubuntu's are, with "
+            "libpython3; pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install)"
+        )
+    return triton
+
+
+def _stub(triton: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+
+
+def _shared_libpython() -> Path | None:
+    """Return the folder of the running Python's shared library, or None when it was built without."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        f"{sys.base_prefix}/lib",
+        f"{sysconfig.get_config_var('LIBDIR')}/{sysconfig.get_config_var('MULTIARCH')}",
+    ]
+    return next((Path(folder) for folder in folders if (Path(folder) / name).is_file()), None)
+
+
+def _lay_out_backends(triton: Path, target: Path) -> None:
+    shutil.copytree(STANDIN_BACKENDS, target, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(triton / "backends" / "python", target / "python")
+    stub = _stub(triton)
+    shutil.copy2(stub, target / "python" / stub.name)
+
+
+def _environment(triton: Path) -> dict[str, str]:
+    libraries = [
+        triton.parent.parent / "nvidia_pytriton.libs",
+        _shared_libpython(),
+        os.environ.get("LD_LIBRARY_PATH"),
+    ]
+    return os.environ | {
+        "LD_LIBRARY_PATH": ":".join(str(folder) for folder in libraries if folder),
+        # The stub asks the first python3 on PATH where its packages are.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        # The model repository may be read-only, and is not ours to litter.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _claimed(ports: Ports) -> Ports:
+    """Replace each 0 by a free port and refuse a port that somebody listens on."""
+    with contextlib.ExitStack() as stack:
+        claimed = {}
+        for field in dataclasses.fields(ports):
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            wanted = getattr(ports, field.name)
+            try:
+                listener.bind((HOST, wanted))
+            except OSError as error:
+                raise ServerError(
+                    f"port {wanted} on {HOST} is taken ({error.strerror}): set "
+                    f"{field.name.upper()}_PORT to a free one"
+                ) from error
+            claimed[field.name] = listener.getsockname()[1]
+    return Ports(**claimed)
+
+
+def _is_ready(http_port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, http_port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _log_reason(log_path: Path) -> str:
+    """Pick the line of the log that says why: the first one about a model, else the last error."""
+    lines = log_path.read_text(errors="replace").splitlines()
+    errors = [line.partition("] ")[2] for line in lines if line.startswith("E")]
+    about_models = [line for line in errors if "failed to load" in line]
+    reason = next(iter(about_models or errors[-1:] or lines[-1:]), "it wrote no log")
+    return reason.strip()

@@ -1,0 +1,1 @@
+"""Building the ONNX models and the pose network: `python -m export`."""

@@ -1,0 +1,39 @@
+"""Fetching the pose checkpoint that py-feat published, where a model hub is reachable."""
+
+from pathlib import Path
+
+from export.errors import ExportError
+
+REPOSITORY = "py-feat/pose_mlp_v2"
+FILES = ("pose_mlp_v2.safetensors", "pose_mlp_v2.json")
+
+
+def fetch_published_checkpoint() -> tuple[Path, Path]:
+    """Download the published weights and description into the hub's own cache.
+
+    Returns
+    -------
+    Path, Path
+        The ``.safetensors`` and the ``.json`` file.
+
+    Raises
+    ------
+    ExportError
+        When huggingface_hub is not installed or the hub does not answer.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ExportError(
+            "--hub needs the package huggingface_hub: pip install huggingface_hub, "
+            "or fetch the two files elsewhere and name them with --weights and --meta"
+        ) from error
+    try:
+        weights, meta = (huggingface_hub.hf_hub_download(REPOSITORY, name) for name in FILES)
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"no model hub is reachable from here, or it does not have {REPOSITORY} ({reason}); "
+            f"fetch {' and '.join(FILES)} elsewhere and name them with --weights and --meta"
+        ) from error
+    return Path(weights), Path(meta)

@@ -1,0 +1,106 @@
+"""Which faces cannot be served, and why: the caller's errors of SPEC section 3 and the configured limits.
+
+Every check looks at all faces at once and answers with `Faults`, the index of each bad face and a reason
+that says what to do. A face without a fault here goes through the whole pipeline.
+"""
+
+import numpy as np
+import torch
+
+Faults = dict[int, str]
+"""Index of a face -> what is wrong with it."""
+
+SMALLEST_EYE_DISTANCE = 1e-6
+"""Pixels. Below it the eye axis is rounding noise of float32 landmarks, and the face has no upright."""
+
+ALIGNED_LIMIT = 2**20
+"""Aligned pixels. Within it float64 holds the integer geometry of the hull exactly, with room to spare."""
+
+NO_HULL = "points on one line: the 68 landmarks have no convex hull"
+
+
+def frame_fault(height: int, width: int, smallest_side: int, most_pixels: int) -> str | None:
+    """Say why frames of this size in pixels are refused, or None when they are served."""
+    if min(height, width) < smallest_side:
+        return (
+            f"frame too small: {width}x{height} pixels, each side needs at least {smallest_side}; "
+            "send the face crop or the whole frame"
+        )
+    if height * width > most_pixels:
+        return (
+            f"frame over the pixel limit: {width}x{height} = {height * width} pixels, the limit is "
+            f"{most_pixels}; crop the face first, or raise max_frame_pixels in align_mask's config.pbtxt"
+        )
+    return None
+
+
+def pixel_faults(frames: torch.Tensor) -> Faults:
+    """Find the frames ``[N, C, H, W]`` that hold a NaN or an infinity."""
+    bad = (~torch.isfinite(frames).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    return dict.fromkeys(bad, "non-finite pixel: FRAMES has NaN or infinity in it")
+
+
+def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: float) -> Faults:
+    """Find the faces whose landmarks ``[N, 68, 2]`` cannot be aligned.
+
+    Parameters
+    ----------
+    landmarks : ndarray of float32, shape (N, 68, 2)
+        Landmarks (x, y) in frame pixels.
+    height, width : int
+        Size of the frames, pixels.
+    farthest : float
+        How far outside its frame a landmark may lie, pixels.
+    """
+    faults: Faults = {}
+    finite = np.isfinite(landmarks).all(axis=2)
+    for face in np.flatnonzero(~finite.all(axis=1)):
+        faults[int(face)] = f"non-finite landmark: point {np.argmin(finite[face])} is NaN or infinite"
+
+    outside = _distance_outside(landmarks, height, width)
+    for face in np.flatnonzero(outside.max(axis=1, initial=0.0) > farthest):
+        point = int(outside[face].argmax())
+        faults.setdefault(
+            int(face),
+            f"landmark absurdly far off: point {point} lies {outside[face, point]:.6g} pixels outside "
+            f"the frame, the limit is {farthest:g}; LANDMARKS are pixels of FRAMES",
+        )
+
+    for face in np.flatnonzero((landmarks == landmarks[:, :1]).all(axis=(1, 2))):
+        faults.setdefault(int(face), "all landmarks are equal: there is no face to align")
+    return faults
+
+
+def eye_faults(eye_distance: torch.Tensor) -> Faults:
+    """Find the faces whose eye centres, `eye_distance` ``[N]`` pixels apart, coincide."""
+    bad = (eye_distance < SMALLEST_EYE_DISTANCE).nonzero().flatten().tolist()
+    return dict.fromkeys(bad, "no eye distance: the centres of points 36-41 and 42-47 coincide")
+
+
+def aligned_faults(landmarks: np.ndarray) -> Faults:
+    """Find the faces whose aligned landmarks, int64 ``[N, 68, 2]``, span no hull or run out of range."""
+    faults: Faults = {}
+    for face in np.flatnonzero(np.abs(landmarks).max(axis=(1, 2), initial=0) > ALIGNED_LIMIT):
+        faults[int(face)] = (
+            "landmark absurdly far off: the eyes, nose and mouth lie so close together that another "
+            f"point is over {ALIGNED_LIMIT} aligned pixels away"
+        )
+    for face in np.flatnonzero(_collinear(landmarks)):
+        faults.setdefault(int(face), NO_HULL)
+    return faults
+
+
+def _distance_outside(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return how far each point ``[N, 68]`` lies outside the frame along the worse axis; NaN counts as 0."""
+    points = landmarks.astype(np.float64)
+    excess = np.maximum(-points, points - (width, height))
+    return np.nan_to_num(excess, nan=0.0, posinf=np.inf).max(axis=2).clip(min=0.0)
+
+
+def _collinear(landmarks: np.ndarray) -> np.ndarray:
+    """Tell, exactly in int64, whether the points of each face lie on one line or on one point."""
+    offsets = landmarks - landmarks[:, :1]
+    farthest = np.abs(offsets).sum(axis=2).argmax(axis=1)
+    direction = offsets[np.arange(len(offsets)), farthest][:, None]
+    cross = offsets[..., 0] * direction[..., 1] - offsets[..., 1] * direction[..., 0]
+    return (cross == 0).all(axis=1)
