@@ -26,7 +26,8 @@ class Faces:
     Attributes
     ----------
     outputs : dict of str to Tensor
-        The wanted tensors by their Triton names, N rows each. The row of a faulty face means nothing.
+        The wanted tensors by their Triton names, N rows each, or none where every face is faulty. The row
+        of a faulty face means nothing.
     faults : dict of int to str
         The faulty faces and why.
     """
@@ -56,6 +57,8 @@ def process(frames: torch.Tensor, landmarks: torch.Tensor, wanted: Set[str], set
     count = len(frames)
     faults = _input_faults(frames, landmarks, settings)
     sound = [face for face in range(count) if face not in faults]
+    if not sound:
+        return Faces({}, faults)
     if faults:
         frames, landmarks = frames[sound], landmarks[sound]
     outputs, late_faults = _compute(frames, landmarks, wanted, settings)

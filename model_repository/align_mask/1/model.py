@@ -14,12 +14,12 @@ from typing import Any
 # on any shared machine, spinning made a face take 84 ms instead of 4.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
+import torch
+import triton_python_backend_utils as pb_utils
 
-from face_checks import Faults  # noqa: E402
-from face_pipeline import Faces, process  # noqa: E402
-from settings import Settings  # noqa: E402
+from face_checks import Faults
+from face_pipeline import Faces, process
+from settings import Settings
 
 MOST_NAMED_FACES = 8
 """How many faulty faces of a request its error spells out."""

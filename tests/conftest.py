@@ -1,0 +1,83 @@
+"""One real server for the whole run, on models built for it."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as httpclient
+from safetensors.torch import save_file
+
+from deploy.local import LocalServer
+from deploy.local.server import DEFAULT_REPOSITORY
+from export.hog import export_hog
+from export.pose import DEFAULT_CHECKPOINT, export_pose
+from tests.oracles import PoseNet
+from triton_face_client import FaceFeatureClient
+
+# The version folder of align_mask, as Triton's Python backend has it on its path.
+sys.path.insert(0, str(DEFAULT_REPOSITORY / "align_mask" / "1"))
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a copy of the model repository with freshly built models."""
+    target = tmp_path_factory.mktemp("served") / "model_repository"
+    shutil.copytree(DEFAULT_REPOSITORY, target, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    export_hog(target)
+    export_pose(target, DEFAULT_CHECKPOINT)
+    return target
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[LocalServer]:
+    with LocalServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[FaceFeatureClient]:
+    with FaceFeatureClient(server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def http(server: LocalServer) -> Iterator[httpclient.InferenceServerClient]:
+    with httpclient.InferenceServerClient(server.http_url) as connected:
+        yield connected
+
+
+STATISTICS = {
+    "mean": [0.05, -0.02, 0.01, 1.0, -2.0, 40.0],
+    "std": [0.3, 0.4, 0.2, 5.0, 5.0, 12.0],
+}
+
+
+@pytest.fixture(params=["v1", "v2"])
+def pose_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PoseNet]:
+    """Give a random pose checkpoint in each layout, and the torch module it was saved from."""
+    return write_pose_checkpoint(tmp_path, request.param)
+
+
+def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
+    """Save a seeded random network as `pose.safetensors` and `pose.json`."""
+    hidden = {"v1": (256, 128, 64), "v2": (512, 256, 128)}[layout]
+    torch.manual_seed(7)
+    net = PoseNet(hidden, layer_norm=layout == "v2")
+    for parameter in net.parameters():  # LayerNorm starts as the identity, which would hide a mix-up
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    weights = folder / "pose.safetensors"
+    save_file(net.state_dict(), weights)
+    architecture = {"hidden": list(hidden), "dropout": 0.15, "output_normalization": STATISTICS}
+    weights.with_suffix(".json").write_text(json.dumps({"architecture": architecture}))
+    return weights, net
+
+
+@pytest.fixture(scope="session")
+def statistics() -> tuple[np.ndarray, np.ndarray]:
+    """Give the mean and the std that `write_pose_checkpoint` saves."""
+    return np.float32(STATISTICS["mean"]), np.float32(STATISTICS["std"])

@@ -1,0 +1,135 @@
+"""What the right answers are, computed another way than the project computes them.
+
+Nothing here imports the project. Masks and HOG come from scipy and scikit-image, called as at training time;
+alignment and warp from float64 NumPy that samples one formula per pixel; the mask a second time from exact
+integer geometry; orientation bins from torch's float32 atan2, the arithmetic of py-feat.
+"""
+
+import numpy as np
+import torch
+from scipy.spatial import ConvexHull
+from skimage.feature import hog
+from skimage.morphology.convex_hull import grid_points_in_poly
+
+
+def affine(landmarks: np.ndarray, face_size: int = 112, box_enlarge: float = 2.5) -> np.ndarray:
+    """Return the float64 ``[2, 3]`` map of one face's landmarks ``[68, 2]``, by complex numbers."""
+    z = landmarks[:, 0].astype(np.float64) + 1j * landmarks[:, 1].astype(np.float64)
+    right, left = z[36:42].sum() / 6, z[42:48].sum() / 6
+    turn = np.conj(left - right) / abs(left - right)
+    level = np.array([right, left, z[30], z[48], z[54]]) * turn
+    low = complex(level.real.min(), level.imag.min())
+    high = complex(level.real.max(), level.imag.max())
+    half = 0.5 * box_enlarge * max((high - low).real, (high - low).imag)
+    scale = (face_size - 1) / 2 / half
+    shift = scale * (half * (1 + 1j) - (low + high) / 2)
+    along_x, along_y = scale * turn, scale * turn * 1j
+    return np.array([[along_x.real, along_y.real, shift.real], [along_x.imag, along_y.imag, shift.imag]])
+
+
+def warped(
+    frame: np.ndarray, matrix: np.ndarray, face_size: int = 112, fill: float = 128.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample one frame ``[C, H, W]`` in float64 at every aligned pixel's place in it.
+
+    Returns
+    -------
+    face : ndarray, shape (C, face_size, face_size)
+    certain : ndarray of bool, shape (face_size, face_size)
+        False where the sampling point is so near the border that float32 may see it on the other side.
+    """
+    _, height, width = frame.shape
+    v, u = np.mgrid[:face_size, :face_size].astype(np.float64)
+    inverse = np.linalg.inv(matrix[:, :2].astype(np.float64))
+    x, y = np.einsum("ij,jvu->ivu", inverse, np.stack([u - matrix[0, 2], v - matrix[1, 2]]))
+    outside_by = np.maximum(
+        np.abs(x - (width - 1) / 2) - width / 2, np.abs(y - (height - 1) / 2) - height / 2
+    )
+    padded = np.pad(frame.astype(np.float64), ((0, 0), (2, 2), (2, 2)))
+    column, row = np.floor(np.clip(x, -2, width)).astype(int), np.floor(np.clip(y, -2, height)).astype(int)
+    fx, fy = np.clip(x, -2, width) - column, np.clip(y, -2, height) - row
+    face = sum(
+        weight * padded[:, row + 2 + down, column + 2 + right]
+        for down, right, weight in (
+            (0, 0, (1 - fy) * (1 - fx)),
+            (0, 1, (1 - fy) * fx),
+            (1, 0, fy * (1 - fx)),
+            (1, 1, fy * fx),
+        )
+    )
+    return np.where(outside_by > 0, fill, face), np.abs(outside_by) > 1e-3
+
+
+def mask(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
+    """Return one face's mask from aligned integer landmarks, as SPEC section 3 words it."""
+    vertices = ConvexHull(landmarks).vertices
+    filled = grid_points_in_poly(
+        (face_size, face_size), [(landmarks[i, 1], landmarks[i, 0]) for i in vertices]
+    )
+    filled[0 : min(landmarks[0, 1], landmarks[16, 1]), landmarks[0, 0] : landmarks[16, 0]] = True
+    return filled
+
+
+def hull_by_integers(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
+    """Return the hull's pixels, edges included, from exact integer half-planes (Andrew's monotone chain)."""
+    points = sorted({(int(x), int(y)) for x, y in landmarks})
+
+    def chain(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        corners: list[tuple[int, int]] = []
+        for point in ordered:
+            while len(corners) > 1 and _cross(corners[-2], corners[-1], point) <= 0:
+                corners.pop()
+            corners.append(point)
+        return corners[:-1]
+
+    corners = chain(points) + chain(points[::-1])
+    y, x = np.mgrid[:face_size, :face_size]
+    inside = np.ones((face_size, face_size), dtype=bool)
+    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+        inside &= (bx - ax) * (y - ay) - (by - ay) * (x - ax) >= 0
+    return inside
+
+
+def _cross(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def hog_features(face: np.ndarray) -> np.ndarray:
+    """Return scikit-image's HOG ``[5408]`` of one masked face ``[3, 112, 112]``."""
+    return hog(
+        face.transpose(1, 2, 0),
+        orientations=8,
+        pixels_per_cell=(8, 8),
+        cells_per_block=(2, 2),
+        block_norm="L2-Hys",
+        channel_axis=-1,
+    )
+
+
+def orientation_bins(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """Return the bins 0-7 of float32 gradients by float32 atan2, as SPEC section 4 words it."""
+    degrees = torch.rad2deg(torch.atan2(torch.from_numpy(gy), torch.from_numpy(gx))) % 180.0
+    return (degrees / 22.5).long().clamp(0, 7).numpy()
+
+
+class PoseNet(torch.nn.Module):
+    """py-feat's pose MLP in either layout, with its input normalization and output statistics."""
+
+    def __init__(self, hidden: tuple[int, ...], layer_norm: bool) -> None:
+        super().__init__()
+        layers: list[torch.nn.Module] = []
+        inputs = 136
+        for width in hidden:
+            layers.append(torch.nn.Linear(inputs, width))
+            layers += [torch.nn.LayerNorm(width), torch.nn.GELU()] if layer_norm else [torch.nn.ReLU()]
+            layers.append(torch.nn.Dropout(0.15))
+            inputs = width
+        self.net = torch.nn.Sequential(*layers, torch.nn.Linear(inputs, 6))
+
+    @torch.inference_mode()
+    def pose(self, landmarks: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+        """Return poses ``[N, 6]`` of landmarks ``[N, 68, 2]``."""
+        x, y = torch.from_numpy(landmarks).unbind(dim=2)
+        unit = torch.hypot(x[:, 36] - x[:, 45], y[:, 36] - y[:, 45]).clamp_min(1e-6)[:, None]
+        features = torch.cat([(x - x.mean(1, keepdim=True)) / unit, (y - y.mean(1, keepdim=True)) / unit], 1)
+        return self.eval().net(features).numpy() * std + mean

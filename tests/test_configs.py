@@ -1,0 +1,132 @@
+"""The configs as protobuf: the fixed interface, and what holds between the models."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2
+
+from export.hog_graph import feature_length
+from export.repository import DEFAULT_REPOSITORY, read_config
+from settings import Settings, SettingsError
+
+FRAMES = ("FRAMES", "TYPE_FP32", [3, -1, -1])
+LANDMARKS = ("LANDMARKS", "TYPE_FP32", [68, 2])
+MASKED_FACES = ("MASKED_FACES", "TYPE_FP32", [3, 112, 112])
+ALIGNED_FACES = ("ALIGNED_FACES", "TYPE_FP32", [3, 112, 112])
+ALIGNED_LANDMARKS = ("ALIGNED_LANDMARKS", "TYPE_INT64", [68, 2])
+AFFINE = ("AFFINE", "TYPE_FP32", [2, 3])
+MASK = ("MASK", "TYPE_BOOL", [112, 112])
+HOG = ("HOG", "TYPE_FP32", [5408])
+POSE = ("POSE", "TYPE_FP32", [6])
+
+INTERFACE = {
+    "align_mask": ([FRAMES, LANDMARKS], [MASKED_FACES, ALIGNED_FACES, ALIGNED_LANDMARKS, AFFINE, MASK]),
+    "hog": ([MASKED_FACES], [HOG]),
+    "pose_mlp": ([LANDMARKS], [POSE]),
+    "ensemble": ([FRAMES, LANDMARKS], [HOG, POSE, ALIGNED_LANDMARKS, AFFINE, MASK]),
+}
+
+ONNX_TYPE = {"TYPE_FP32": onnx.TensorProto.FLOAT}
+
+
+def config(name: str) -> model_config_pb2.ModelConfig:
+    return read_config(DEFAULT_REPOSITORY, name)
+
+
+def tensors(values: list[model_config_pb2.ModelInput]) -> list[tuple[str, str, list[int]]]:
+    return [
+        (value.name, model_config_pb2.DataType.Name(value.data_type), list(value.dims)) for value in values
+    ]
+
+
+@pytest.mark.parametrize("name", INTERFACE)
+def test_interface(name: str):
+    inputs, outputs = INTERFACE[name]
+    assert tensors(config(name).input) == inputs
+    assert tensors(config(name).output) == outputs
+    assert config(name).name == name
+
+
+def test_backends():
+    assert [config(name).backend for name in ("align_mask", "hog", "pose_mlp")] == [
+        "python",
+        "onnxruntime",
+        "onnxruntime",
+    ]
+    assert config("ensemble").platform == "ensemble"
+
+
+def test_all_models_batch_alike():
+    assert {config(name).max_batch_size for name in INTERFACE} == {128}
+    for name in ("align_mask", "hog", "pose_mlp"):
+        assert config(name).HasField("dynamic_batching")
+
+
+def test_one_config_serves_with_and_without_a_gpu():
+    for name in ("align_mask", "hog", "pose_mlp"):
+        groups = config(name).instance_group
+        assert [model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) for group in groups] == [
+            "KIND_AUTO"
+        ]
+
+
+@pytest.mark.parametrize("name", ["hog", "pose_mlp"])
+def test_onnx_files_have_the_tensors_of_their_configs(repository: Path, name: str):
+    graph = onnx.load(repository / name / "1" / "model.onnx").graph
+    for configured, built in ((config(name).input, graph.input), (config(name).output, graph.output)):
+        assert [
+            (
+                value.name,
+                value.type.tensor_type.elem_type,
+                [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]],
+            )
+            for value in built
+        ] == [(tensor, ONNX_TYPE[kind], dims) for tensor, kind, dims in tensors(configured)]
+
+
+def test_ensemble_connects_tensors_of_one_shape():
+    ensemble = config("ensemble")
+    known = {name: (kind, dims) for name, kind, dims in tensors(ensemble.input)}
+    for step in ensemble.ensemble_scheduling.step:
+        model = config(step.model_name)
+        inside = {name: (kind, dims) for name, kind, dims in tensors([*model.input, *model.output])}
+        assert {tensor.name for tensor in model.input} == set(step.input_map)
+        for inner, outer in {**step.input_map, **step.output_map}.items():
+            assert known.setdefault(outer, inside[inner]) == inside[inner]
+    for name, kind, dims in tensors(ensemble.output):
+        assert known[name] == (kind, dims)
+
+
+def test_no_ensemble_output_flows_into_a_step():
+    """Triton cannot drop unneeded steps of an ensemble that exposes such a tensor."""
+    ensemble = config("ensemble")
+    consumed = {outer for step in ensemble.ensemble_scheduling.step for outer in step.input_map.values()}
+    assert consumed.isdisjoint(output.name for output in ensemble.output)
+
+
+def test_sizes_come_from_face_size():
+    settings = Settings.from_model_config(
+        json_format.MessageToDict(config("align_mask"), preserving_proto_field_name=True)
+    )
+    assert settings.face_size == 112
+    assert (settings.box_enlarge, settings.fill) == (2.5, 128)
+    assert config("hog").output[0].dims[0] == feature_length(settings.face_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("face_size", "96", r"MASKED_FACES has dims \[3, 112, 112\].*\[3, 96, 96\]"),
+        ("face_size", "112.5", "face_size must be a finite whole number above 0, it is '112.5'"),
+        ("box_enlarge", "-1", "box_enlarge must be a finite number above 0, it is '-1'"),
+        ("fill", "nan", "fill must be a finite number, it is 'nan'"),
+        ("max_frame_pixels", "", "max_frame_pixels must be a finite whole number above 0, it is ''"),
+    ],
+)
+def test_a_wrong_parameter_is_named(name: str, text: str, message: str):
+    wrong = config("align_mask")
+    wrong.parameters[name].string_value = text
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_model_config(json_format.MessageToDict(wrong, preserving_proto_field_name=True))

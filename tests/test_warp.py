@@ -1,0 +1,52 @@
+"""The warp, against bilinear sampling in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests import oracles
+from tests.faces import extreme_landmarks, photo_faces
+from warp import warp
+
+
+def affines(landmarks: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.float32([oracles.affine(face) for face in landmarks]))
+
+
+@pytest.mark.parametrize("size", [(112, 112), (97, 131), (240, 180)])
+def test_pixels_are_those_of_the_oracle(size: tuple[int, int]):
+    frames, landmarks = photo_faces(12, 11, size)
+    matrices = affines(landmarks)
+    faces = warp(torch.from_numpy(frames), matrices, 112, 128.0).numpy()
+    filled = 0
+    for frame, matrix, face in zip(frames, matrices.numpy(), faces, strict=True):
+        expected, certain = oracles.warped(frame, matrix)
+        assert certain.mean() > 0.99
+        np.testing.assert_allclose(face[:, certain], expected[:, certain], atol=2e-4)
+        filled += (face == 128).sum()
+    assert filled > 0
+
+
+def test_faces_off_the_frame_are_all_fill():
+    frames, landmarks = photo_faces(1, 12)
+    faces = warp(torch.from_numpy(frames), affines(landmarks + 5000), 112, 128.0)
+    assert (faces == 128).all()
+
+
+def test_identity_and_half_pixel_shift():
+    """On an aligned side equal to the frame's, the identity returns the frame, half a pixel the mean."""
+    frame = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+    np.testing.assert_allclose(warp(frame, identity, 32, 128.0), frame, atol=1e-5)
+    shifted = torch.tensor([[[1.0, 0, -0.5], [0, 1, 0]]])
+    half_way = (frame[..., :-1] + frame[..., 1:]) / 2
+    np.testing.assert_allclose(warp(frame, shifted, 32, 128.0)[..., :-1], half_way, atol=1e-5)
+
+
+def test_a_face_has_the_same_bits_alone_and_in_a_batch():
+    frames = torch.from_numpy(photo_faces(64, 13)[0])
+    matrices = affines(np.concatenate([photo_faces(32, 13)[1], extreme_landmarks(32, 14)]))
+    together = warp(frames, matrices, 112, 128.0)
+    for face in range(len(frames)):
+        alone = warp(frames[face : face + 1], matrices[face : face + 1], 112, 128.0)
+        assert torch.equal(alone[0], together[face])
