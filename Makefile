@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARITY_BIN := $(VENV)-parity/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 HOG_MODEL := model_repository/hog/1/model.onnx
@@ -50,8 +51,14 @@ $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 	$(BIN)/python $(PIP_INSTALL) -r requirements-test.txt -c constraints.txt
 	@touch $@
 
-parity: $(BIN)/.installed models
-	$(BIN)/python -m tests.parity
+parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
+	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m tests.parity
+
+$(PARITY_BIN)/.installed: requirements-parity.txt
+	$(PYTHON) -m venv $(VENV)-parity
+	$(PARITY_BIN)/python $(PIP_INSTALL) -r requirements-parity.txt
+	$(PARITY_BIN)/python $(PIP_INSTALL) --no-deps py-feat==2.1.5
+	@touch $@
 
 clean:
-	rm -rf $(VENV) build $(HOG_MODEL) $(POSE_MODEL)
+	rm -rf $(VENV) $(VENV)-parity build $(HOG_MODEL) $(POSE_MODEL)

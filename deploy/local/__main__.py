@@ -6,6 +6,8 @@ HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports; 0 takes a free one.
 import os
 import signal
 import sys
+import types
+from typing import NoReturn
 
 from deploy.local.server import LocalServer, Ports, ServerError
 
@@ -15,7 +17,8 @@ DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 
 def main() -> int:
     """Serve; return 0 after an ordered stop and 1 when the server cannot start or dies."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _stop_once)
+    signal.signal(signal.SIGTERM, _stop_once)
     try:
         with LocalServer(ports=_ports_from_environment()) as server:
             print(f"gRPC     {server.grpc_url}")
@@ -32,6 +35,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0
+
+
+def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
+    """End the wait; what follows, an impatient second Ctrl-C included, must not cut the clean-up short."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _ports_from_environment() -> Ports:

@@ -22,6 +22,9 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 HOST = "127.0.0.1"
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -42,6 +45,10 @@ STOP_SECONDS = 30
 
 class ServerError(RuntimeError):
     """The server cannot start or has died; the message is one line and says what to do."""
+
+
+KILL_SECONDS = 5.0
+"""How long killed processes may take to go."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +156,8 @@ class LocalServer:
                 self._process.wait(STOP_SECONDS + 5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-            # Stubs outlive a server that was killed; they share its process group.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            _end_group(self._process.pid)
             self._process = None
         for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
@@ -210,11 +215,12 @@ class LocalServer:
 
 def _check_models(repository: Path) -> None:
     """Find missing ONNX files before the server does, whose log is long."""
-    missing = [
-        model.parent.name
-        for model in sorted(repository.glob("*/config.pbtxt"))
-        if 'backend: "onnxruntime"' in model.read_text() and not (model.parent / "1" / "model.onnx").is_file()
-    ]
+    missing = []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        file_name = config.default_model_filename or "model.onnx"
+        if config.backend == "onnxruntime" and not (path.parent / "1" / file_name).is_file():
+            missing.append(path.parent.name)
     if missing:
         raise ServerError(
             f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`"
@@ -306,6 +312,15 @@ def _is_ready(http_port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _end_group(leader: int) -> None:
+    """End the stubs of a server that was killed, which share its process group and outlive it."""
+    deadline = time.monotonic() + KILL_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(leader, signal.SIGKILL)
+            time.sleep(0.05)
 
 
 def _log_reason(log_path: Path) -> str:

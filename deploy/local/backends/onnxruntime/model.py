@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -23,6 +24,9 @@ THREAD_PARAMETERS = {
     "inter_op_thread_count": "inter_op_num_threads",
 }
 """Parameters of the C++ backend -> attributes of onnxruntime.SessionOptions; 0 means all cores in both."""
+
+RUN_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException)
+"""What a run raises; these classes of onnxruntime share no base of their own."""
 
 Batch = dict[str, np.ndarray]
 
@@ -77,7 +81,7 @@ class TritonPythonModel:
         names = sorted(set().union(*wanted))
         try:
             results = dict(zip(names, self.session.run(names, joined), strict=True))
-        except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as error:
+        except RUN_ERRORS as error:
             if len(batches) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
             return [

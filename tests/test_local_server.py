@@ -1,0 +1,209 @@
+"""Starting and stopping the embedded server: nothing left behind, and one line that says what is wrong."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.local import LocalServer, ServerError
+from deploy.local.server import HOST, PROJECT, Ports
+from tests.faces import photo_faces
+from triton_face_client import FaceFeatureClient
+
+FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def processes_of_session(leader: int) -> list[int]:
+    """Return the living processes of a session; /proc/PID/stat has it fourth after the command's name."""
+    living = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == leader and state != "Z":
+            living.append(int(stat.parent.name))
+    return living
+
+
+@pytest.fixture
+def serve_command(repository: Path) -> list[str]:
+    """Give the command of `make serve` on the built models."""
+    program = (
+        "import sys, pathlib, deploy.local.server as server; "
+        "server.LocalServer.__init__.__defaults__ = "
+        f"(pathlib.Path({str(repository)!r}), None, ()); "
+        "from deploy.local.__main__ import main; sys.exit(main())"
+    )
+    return [sys.executable, "-c", program]
+
+
+def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env=os.environ | FREE_PORTS | environment,
+        start_new_session=True,
+    )
+
+
+def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
+    """Return what `serve` says about itself, by its first word."""
+    said = {}
+    for line in process.stdout:
+        name, _, value = line.strip().partition(" ")
+        said[name] = value.strip()
+        if name.startswith("ready"):
+            return said
+    raise AssertionError(process.stderr.read())
+
+
+def test_stopping_leaves_nothing(repository: Path):
+    before = shared_memory()
+    with LocalServer(repository) as server:
+        session, folder = server.pid, server.log_path.parent
+        assert len(processes_of_session(session)) >= 4  # the server and a stub for each model
+        assert shared_memory() > before
+        with FaceFeatureClient(server.grpc_url) as client:
+            client.features(*photo_faces(64, 71))
+    assert processes_of_session(session) == []
+    assert shared_memory() <= before
+    assert not folder.exists()
+
+
+def test_an_exception_inside_stops_it_too(repository: Path):
+    before = shared_memory()
+    sessions = []
+
+    def fail_inside() -> None:
+        with LocalServer(repository) as server:
+            sessions.append(server.pid)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail_inside()
+    assert processes_of_session(sessions[0]) == []
+    assert shared_memory() <= before
+
+
+def test_a_killed_server_leaves_nothing_either(repository: Path):
+    before = shared_memory()
+    with LocalServer(repository) as server:
+        session = server.pid
+        os.kill(session, signal.SIGKILL)
+        server.wait()
+    assert processes_of_session(session) == []
+    assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_stops_on_signals(serve_command: list[str], number: signal.Signals):
+    before = shared_memory()
+    process = start(serve_command)
+    said = read_until_ready(process)
+    assert re.fullmatch(rf"{HOST}:\d+", said["gRPC"])
+    with FaceFeatureClient(said["gRPC"]) as client:
+        assert client.features(*photo_faces(1, 72))["HOG"].shape == (1, 5408)
+    process.send_signal(number)
+    time.sleep(0.3)
+    process.send_signal(number)  # an impatient second one must not cut the clean-up short
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output.strip(), errors) == (0, "stopped", "")
+    assert shared_memory() <= before
+    assert not Path(said["log"]).exists()
+
+
+def test_serve_says_when_the_server_dies(serve_command: list[str]):
+    process = start(serve_command)
+    said = read_until_ready(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "serve: tritonserver ended by itself with status -9\n"
+    assert not Path(said["log"]).exists()
+
+
+def test_a_taken_port_is_named(serve_command: list[str]):
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start(serve_command, GRPC_PORT=str(port))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith(f"serve: port {port} on {HOST} is taken")
+    assert "GRPC_PORT" in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "70000"])
+def test_a_port_that_is_none_is_named(serve_command: list[str], port: str):
+    process = start(serve_command, METRICS_PORT=port)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == f"serve: METRICS_PORT must be a port number, it is {port!r}\n"
+
+
+def test_missing_models_are_named(repository: Path, tmp_path: Path):
+    copy = shutil.copytree(repository, tmp_path / "copy", ignore=shutil.ignore_patterns("*.onnx"))
+    with pytest.raises(ServerError, match=r"no ONNX file for hog and pose_mlp in .*make models"):
+        LocalServer(copy).__enter__()
+
+
+def test_a_corrupt_model_is_named(repository: Path, tmp_path: Path):
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    model = copy / "hog" / "1" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:3000])
+    with pytest.raises(ServerError, match=r"failed to load 'hog'.*model.onnx"):
+        LocalServer(copy).__enter__()
+
+
+def test_a_config_that_does_not_fit_the_model_is_named(repository: Path, tmp_path: Path):
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    config = copy / "hog" / "config.pbtxt"
+    config.write_text(config.read_text().replace("[ 5408 ]", "[ 5000 ]"))
+    with pytest.raises(ServerError, match=r"failed to load 'hog'.*'HOG'.*5408.*5000"):
+        LocalServer(copy).__enter__()
+
+
+def test_a_wrong_parameter_of_align_mask_is_named(repository: Path, tmp_path: Path):
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    config = copy / "align_mask" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "2.5"', 'string_value: "wide"'))
+    with pytest.raises(ServerError, match=r"failed to load 'align_mask'.*box_enlarge.*'wide'"):
+        LocalServer(copy).__enter__()
+
+
+def test_a_python_without_shared_library_is_explained(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    known = sysconfig.get_config_var
+    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(
+        sysconfig, "get_config_var", lambda name: "/nowhere" if name == "LIBDIR" else known(name)
+    )
+    with pytest.raises(ServerError, match=r"^/nowhere has no libpython3.*--enable-shared"):
+        LocalServer(repository).__enter__()
+
+
+def test_ports_can_be_chosen(repository: Path):
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        free = probe.getsockname()[1]
+    with LocalServer(repository, Ports(grpc=free)) as server:
+        assert server.grpc_url == f"{HOST}:{free}"
+        assert server.ports.http > 0

@@ -1,0 +1,109 @@
+"""What the stand-in for the ONNX Runtime backend honours of a config, on small models made for it."""
+
+import concurrent.futures
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from deploy.local import LocalServer, ServerError
+
+TABLE = """
+<ir_version: 8, opset_import: ["": 17]>
+table (int64[N, 1] INDEX) => (float[N, 1] VALUE, float[N, 1] SQUARE) <float[4] values = {1.0, 2.0, 3.0, 4.0}>
+{
+    VALUE = Gather (values, INDEX)
+    SQUARE = Mul (VALUE, VALUE)
+}
+"""
+
+TABLE_CONFIG = """
+backend: "onnxruntime"
+default_model_filename: "table.onnx"
+max_batch_size: 64
+input [ { name: "INDEX" data_type: TYPE_INT64 dims: [ 1 ] } ]
+output [
+  { name: "VALUE" data_type: TYPE_FP32 dims: [ 1 ] },
+  { name: "SQUARE" data_type: TYPE_FP32 dims: [ 1 ] }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+dynamic_batching { max_queue_delay_microseconds: 200000 }
+parameters [ { key: "intra_op_thread_count" value: { string_value: "1" } } ]
+"""
+
+
+def add_model(repository: Path, name: str, graph: str, config: str) -> None:
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(f'name: "{name}"\n{config}')
+    onnx.save(onnx.parser.parse_model(graph), folder / "table.onnx")
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.InferenceServerClient]:
+    repository = tmp_path_factory.mktemp("small_models")
+    add_model(repository, "table", TABLE, TABLE_CONFIG)
+    with LocalServer(repository) as server, grpcclient.InferenceServerClient(server.grpc_url) as connected:
+        yield connected
+
+
+def look_up(
+    connection: grpcclient.InferenceServerClient, index: list[int], outputs: list[str]
+) -> list[np.ndarray]:
+    tensor = grpcclient.InferInput("INDEX", [len(index), 1], "INT64")
+    tensor.set_data_from_numpy(np.array(index, dtype=np.int64)[:, None])
+    requested = [grpcclient.InferRequestedOutput(name) for name in outputs]
+    result = connection.infer("table", [tensor], outputs=requested)
+    return [result.as_numpy(name) for name in outputs]
+
+
+def test_file_name_types_and_outputs(connection: grpcclient.InferenceServerClient):
+    value, square = look_up(connection, [3, 0], ["VALUE", "SQUARE"])
+    np.testing.assert_array_equal(value, [[4], [1]])
+    np.testing.assert_array_equal(square, [[16], [1]])
+    (alone,) = look_up(connection, [2], ["SQUARE"])
+    np.testing.assert_array_equal(alone, [[9]])
+
+
+def test_requests_are_joined_and_only_the_guilty_fail(connection: grpcclient.InferenceServerClient):
+    """Index 9 is outside the table: the run of the joined batch fails, and every other request must not."""
+    requests = [[0], [1, 2], [9], [3], [2, 2, 2], [0, 9], [1]]
+
+    def ask(index: list[int]) -> np.ndarray | str:
+        try:
+            return look_up(connection, index, ["VALUE"])[0]
+        except InferenceServerException as error:
+            return error.message()
+
+    before = connection.get_inference_statistics("table").model_stats[0]
+    with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(ask, requests))
+    after = connection.get_inference_statistics("table").model_stats[0]
+    assert after.execution_count - before.execution_count < len(requests)
+    for index, answer in zip(requests, answers, strict=True):
+        if 9 in index:
+            assert "9" in answer
+            assert "Gather" in answer
+        else:
+            np.testing.assert_array_equal(answer[:, 0], np.array(index) + 1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (("TYPE_INT64", "TYPE_INT32"), r"'INDEX'.*tensor\(int64\).*TYPE_INT32"),
+        (('"SQUARE"', '"CUBE"'), r"no output 'CUBE'.*SQUARE.*VALUE"),
+        (('"table.onnx"', '"other.onnx"'), r"no ONNX file for table.*make models"),
+    ],
+)
+def test_a_config_that_does_not_fit_fails_the_load(tmp_path: Path, broken: tuple[str, str], reason: str):
+    add_model(tmp_path, "table", TABLE, TABLE_CONFIG)
+    config = tmp_path / "table" / "config.pbtxt"
+    config.write_text(config.read_text().replace(*broken))
+    with pytest.raises(ServerError, match=reason):
+        LocalServer(tmp_path).__enter__()
