@@ -1,7 +1,7 @@
 """py-feat's own answers for the faces of a file: `python pyfeat_peer.py FACES.npz WEIGHTS ANSWERS.npz`.
 
 Runs in the environment of py-feat and imports nothing of the project. The package imports detectors, plotting
-and video decoding at once; the functions compared here need none of it, so its packages are made without their
+Runs in the environment of py-feat and imports nothing of the project. Its package imports detectors, plots
 `__init__`, and the few names that its image module takes from them at import are given.
 """
 

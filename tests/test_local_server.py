@@ -38,27 +38,15 @@ def processes_of_session(leader: int) -> list[int]:
     return living
 
 
-@pytest.fixture
-def serve_command(repository: Path) -> list[str]:
-    """Give the command of `make serve` on the built models."""
-    program = (
-        "import sys, pathlib, deploy.local.server as server; "
-        "server.LocalServer.__init__.__defaults__ = "
-        f"(pathlib.Path({str(repository)!r}), None, ()); "
-        "from deploy.local.__main__ import main; sys.exit(main())"
-    )
-    return [sys.executable, "-c", program]
-
-
-def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
+def start(repository: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Start what `make serve` starts."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "deploy.local"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=PROJECT,
-        env=os.environ | FREE_PORTS | environment,
-        start_new_session=True,
+        env=os.environ | FREE_PORTS | {"MODEL_REPOSITORY": str(repository)} | environment,
     )
 
 
@@ -112,9 +100,9 @@ def test_a_killed_server_leaves_nothing_either(repository: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_on_signals(serve_command: list[str], number: signal.Signals):
+def test_serve_stops_on_signals(repository: Path, number: signal.Signals):
     before = shared_memory()
-    process = start(serve_command)
+    process = start(repository)
     said = read_until_ready(process)
     assert re.fullmatch(rf"{HOST}:\d+", said["gRPC"])
     with FaceFeatureClient(said["gRPC"]) as client:
@@ -128,8 +116,8 @@ def test_serve_stops_on_signals(serve_command: list[str], number: signal.Signals
     assert not Path(said["log"]).exists()
 
 
-def test_serve_says_when_the_server_dies(serve_command: list[str]):
-    process = start(serve_command)
+def test_serve_says_when_the_server_dies(repository: Path):
+    process = start(repository)
     said = read_until_ready(process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
@@ -139,12 +127,12 @@ def test_serve_says_when_the_server_dies(serve_command: list[str]):
     assert not Path(said["log"]).exists()
 
 
-def test_a_taken_port_is_named(serve_command: list[str]):
+def test_a_taken_port_is_named(repository: Path):
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = start(serve_command, GRPC_PORT=str(port))
+        process = start(repository, GRPC_PORT=str(port))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.startswith(f"serve: port {port} on {HOST} is taken")
@@ -153,11 +141,18 @@ def test_a_taken_port_is_named(serve_command: list[str]):
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "70000"])
-def test_a_port_that_is_none_is_named(serve_command: list[str], port: str):
-    process = start(serve_command, METRICS_PORT=port)
+def test_a_port_that_is_none_is_named(repository: Path, port: str):
+    process = start(repository, METRICS_PORT=port)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors == f"serve: METRICS_PORT must be a port number, it is {port!r}\n"
+
+
+def test_a_folder_without_models_is_named(tmp_path: Path):
+    process = start(tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith(f"serve: {tmp_path} is not a model repository")
 
 
 def test_missing_models_are_named(repository: Path, tmp_path: Path):

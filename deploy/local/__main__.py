@@ -1,15 +1,17 @@
 """`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
 
-HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports; 0 takes a free one.
+HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports, 0 takes a free one; MODEL_REPOSITORY names another
+repository than the project's.
 """
 
 import os
 import signal
 import sys
 import types
+from pathlib import Path
 from typing import NoReturn
 
-from deploy.local.server import LocalServer, Ports, ServerError
+from deploy.local.server import DEFAULT_REPOSITORY, LocalServer, Ports, ServerError
 
 DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 """Triton's own."""
@@ -20,7 +22,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, _stop_once)
     signal.signal(signal.SIGTERM, _stop_once)
     try:
-        with LocalServer(ports=_ports_from_environment()) as server:
+        repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
+        with LocalServer(repository, _ports_from_environment()) as server:
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")
             print(f"metrics  http://{server.metrics_url}/metrics")

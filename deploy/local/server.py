@@ -215,8 +215,11 @@ class LocalServer:
 
 def _check_models(repository: Path) -> None:
     """Find missing ONNX files before the server does, whose log is long."""
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    if not configs:
+        raise ServerError(f"{repository} is not a model repository: no model in it has a config.pbtxt")
     missing = []
-    for path in sorted(repository.glob("*/config.pbtxt")):
+    for path in configs:
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         file_name = config.default_model_filename or "model.onnx"
         if config.backend == "onnxruntime" and not (path.parent / "1" / file_name).is_file():
