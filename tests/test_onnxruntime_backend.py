@@ -37,6 +37,20 @@ parameters [ { key: "intra_op_thread_count" value: { string_value: "1" } } ]
 """
 
 
+TOTAL = """
+<ir_version: 8, opset_import: ["": 17]>
+total (float[N] VALUES) => (float[1] SUM) { SUM = ReduceSum <keepdims = 1> (VALUES) }
+"""
+
+TOTAL_CONFIG = """
+backend: "onnxruntime"
+default_model_filename: "table.onnx"
+input [ { name: "VALUES" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "SUM" data_type: TYPE_FP32 dims: [ 1 ] } ]
+instance_group [ { count: 2 kind: KIND_CPU } ]
+"""
+
+
 def add_model(repository: Path, name: str, graph: str, config: str) -> None:
     folder = repository / name / "1"
     folder.mkdir(parents=True)
@@ -48,6 +62,7 @@ def add_model(repository: Path, name: str, graph: str, config: str) -> None:
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.InferenceServerClient]:
     repository = tmp_path_factory.mktemp("small_models")
     add_model(repository, "table", TABLE, TABLE_CONFIG)
+    add_model(repository, "total", TOTAL, TOTAL_CONFIG)
     with LocalServer(repository) as server, grpcclient.InferenceServerClient(server.grpc_url) as connected:
         yield connected
 
@@ -91,6 +106,19 @@ def test_requests_are_joined_and_only_the_guilty_fail(connection: grpcclient.Inf
             assert "Gather" in answer
         else:
             np.testing.assert_array_equal(answer[:, 0], np.array(index) + 1)
+
+
+def test_a_model_that_does_not_batch(connection: grpcclient.InferenceServerClient):
+    """Its requests are run one by one, by both of its instances."""
+
+    def add_up(count: int) -> float:
+        tensor = grpcclient.InferInput("VALUES", [count], "FP32")
+        tensor.set_data_from_numpy(np.arange(count, dtype=np.float32))
+        return connection.infer("total", [tensor]).as_numpy("SUM").item()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        totals = list(pool.map(add_up, range(1, 41)))
+    assert totals == [count * (count - 1) / 2 for count in range(1, 41)]
 
 
 @pytest.mark.parametrize(

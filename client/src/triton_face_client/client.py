@@ -1,7 +1,6 @@
 """Blocking calls of the service over gRPC, from numpy arrays to numpy arrays."""
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -35,12 +34,7 @@ class FaceFeatureClient:
         """Return the client itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         """Close the connection."""
         self.close()
 

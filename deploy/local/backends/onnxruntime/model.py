@@ -92,19 +92,21 @@ class TritonPythonModel:
 
 def _split(results: Batch, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
     """Cut each request's rows and outputs out of a joined result."""
+    if len(batches) == 1:  # also every request to a model that does not batch, whose result has no rows
+        return [_response(results, wanted[0])]
     responses = []
     first = 0
     for batch, outputs in zip(batches, wanted, strict=True):
-        # A model that does not batch is run one request at a time: its result is the request's, whole.
-        rows = slice(None) if len(batches) == 1 else slice(first, first + _rows(batch))
-        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(results[name][rows])) for name in outputs]
-        responses.append(pb_utils.InferenceResponse(tensors))
-        first += _rows(batch)
+        stop = first + len(next(iter(batch.values())))
+        responses.append(_response({name: results[name][first:stop] for name in outputs}, outputs))
+        first = stop
     return responses
 
 
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+def _response(results: Batch, outputs: list[str]) -> Any:
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, np.ascontiguousarray(results[name])) for name in outputs]
+    )
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
