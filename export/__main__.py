@@ -2,34 +2,28 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from export import hog, pose
 from export.errors import ExportError
-from export.repository import DEFAULT_REPOSITORY
+from export.pose_training import evaluate, train
 
 COMMANDS = {
     "hog": (hog, "HOG features of masked faces -> hog/1/model.onnx"),
     "pose": (pose, "a pose checkpoint -> pose_mlp/1/model.onnx"),
+    "train-pose": (train, "train a pose checkpoint on synthetic heads"),
+    "evaluate-pose": (evaluate, "measure a pose checkpoint beside a geometric baseline"),
 }
 
 
 def main() -> int:
     """Run one command; a user's error is one line on standard error and exit status 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m export", description="Build the ONNX models of the repository."
+        prog="python -m export", description="Build the ONNX models; train and judge the pose network."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
-        command.add_argument(
-            "--repository",
-            type=Path,
-            default=DEFAULT_REPOSITORY,
-            metavar="DIR",
-            help="the model repository to write to (default: %(default)s)",
-        )
         command.set_defaults(run=module.run)
     arguments = parser.parse_args()
     try:

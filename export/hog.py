@@ -10,7 +10,7 @@ from skimage.feature import hog as skimage_hog
 from export.errors import ExportError
 from export.hog_graph import BLOCK, CELL, ORIENTATIONS, build_hog_graph, feature_length
 from export.onnx_session import run_on_cpu
-from export.repository import configured_face_size, store_model
+from export.repository import add_repository_argument, configured_face_size, store_model
 
 TOLERANCE = 1e-5
 """Largest difference of a feature; features lie in [0, 1]."""
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="side of the aligned face (default: what align_mask is configured for)",
     )
+    add_repository_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,7 +55,8 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     ExportError
         When the size is too small or not the configured one, or the check fails; the old model stays.
     """
-    face_size = face_size or configured_face_size(repository)
+    if face_size is None:
+        face_size = configured_face_size(repository)
     if face_size < SMALLEST_FACE:
         raise ExportError(f"--face-size must be at least {SMALLEST_FACE} pixels, it is {face_size}")
     model = build_hog_graph(face_size)

@@ -22,6 +22,7 @@ def fetch_published_checkpoint() -> tuple[Path, Path]:
         When huggingface_hub is not installed or the hub does not answer.
     """
     try:
+        import httpx
         import huggingface_hub
     except ImportError as error:
         raise ExportError(
@@ -30,7 +31,7 @@ def fetch_published_checkpoint() -> tuple[Path, Path]:
         ) from error
     try:
         weights, meta = (huggingface_hub.hf_hub_download(REPOSITORY, name) for name in FILES)
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(
             f"no model hub is reachable from here, or it does not have {REPOSITORY} ({reason}); "

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors.torch import load as load_safetensors
 
 from export.errors import ExportError
 
@@ -84,8 +84,9 @@ def load_pose_checkpoint(weights: Path, meta: Path | None = None) -> PoseCheckpo
     ExportError
         When a file is missing, truncated or of another shape, or a number in it is not finite.
     """
+    weights_bytes = _read(weights)
     meta = meta or weights.with_suffix(".json")
-    weights_bytes, meta_bytes = _read(weights), _read(meta)
+    meta_bytes = _read(meta)
     architecture = _parse_architecture(meta_bytes, meta)
     tensors = _parse_tensors(weights_bytes, weights)
     layout, hidden, output = _split_layers(tensors, architecture["hidden"], weights)
@@ -121,7 +122,7 @@ def _parse_architecture(data: bytes, path: Path) -> dict[str, Any]:
         hidden = architecture["hidden"]
         statistics = architecture["output_normalization"]
         mean, std = statistics["mean"], statistics["std"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             f"{path} is not a pose-MLP description ({error!r}): it needs architecture.hidden and "
             "architecture.output_normalization.mean and .std"
@@ -142,7 +143,7 @@ def _parse_architecture(data: bytes, path: Path) -> dict[str, Any]:
 def _statistic(values: object, name: str, path: Path) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0, dtype=np.float32)
     if array.shape != (OUTPUTS,) or not np.isfinite(array).all():
         raise ExportError(
@@ -153,7 +154,7 @@ def _statistic(values: object, name: str, path: Path) -> np.ndarray:
 
 def _parse_tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
     try:
-        tensors = load_safetensors(data)
+        tensors = load_safetensors(data)  # torch's, because NumPy has no bfloat16
     except SafetensorError as error:
         raise ExportError(
             f"{path} is not a whole safetensors file ({error}); fetch or copy it again"
@@ -163,9 +164,9 @@ def _parse_tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
             raise ExportError(
                 f"{path}: unexpected tensor {key!r}; a pose MLP holds net.<i>.weight and net.<i>.bias alone"
             )
-        if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ExportError(f"{path}: tensor {key!r} ({tensor.dtype}) is not finite floating point")
-    return {key: tensor.astype(np.float32) for key, tensor in tensors.items()}
+    return {key: tensor.float().numpy() for key, tensor in tensors.items()}
 
 
 def _split_layers(

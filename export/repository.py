@@ -1,5 +1,6 @@
 """Where the built models go, and whether a model fits the config that will serve it."""
 
+import argparse
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,17 @@ Interface = dict[str, tuple[int, list[int]]]
 """Tensor name -> ONNX element type and shape without the batch dimension."""
 
 
+def add_repository_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that names the repository to write to."""
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=DEFAULT_REPOSITORY,
+        metavar="DIR",
+        help="the model repository to write to (default: %(default)s)",
+    )
+
+
 def read_config(repository: Path, model_name: str) -> model_config_pb2.ModelConfig:
     """Parse ``config.pbtxt`` of a model.
 
@@ -33,7 +45,7 @@ def read_config(repository: Path, model_name: str) -> model_config_pb2.ModelConf
     path = repository / model_name / "config.pbtxt"
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ExportError(
             f"cannot read {path}: {error}. --repository takes a folder like model_repository/"
         ) from error
@@ -41,7 +53,12 @@ def read_config(repository: Path, model_name: str) -> model_config_pb2.ModelConf
 
 def configured_face_size(repository: Path) -> int:
     """Return the side of the aligned face, pixels, that align_mask is configured for."""
-    return int(read_config(repository, "align_mask").parameters["face_size"].string_value)
+    text = read_config(repository, "align_mask").parameters["face_size"].string_value
+    if not text.isdecimal():
+        raise ExportError(
+            f"face_size in {repository / 'align_mask' / 'config.pbtxt'} must be a number, it is {text!r}"
+        )
+    return int(text)
 
 
 def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path, model_name: str) -> Path:

@@ -1,8 +1,8 @@
 """py-feat's own answers for the faces of a file: `python pyfeat_peer.py FACES.npz WEIGHTS ANSWERS.npz`.
 
-Runs in the environment of py-feat and imports nothing of the project. The package imports detectors, plotting
-Runs in the environment of py-feat and imports nothing of the project. Its package imports detectors, plots
-`__init__`, and the few names that its image module takes from them at import are given.
+Runs in the environment of py-feat and imports nothing of the project. py-feat's package imports detectors,
+plotting and video decoding at once, and the functions compared here need none of that. So its packages are
+made without running their `__init__`, and the few names that its image module takes at import are given.
 """
 
 import importlib.util

@@ -99,7 +99,27 @@ def test_a_killed_server_leaves_nothing_either(repository: Path):
     assert shared_memory() <= before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_repository_path_with_blanks_and_quotes(repository: Path, tmp_path: Path):
+    awkward = shutil.copytree(repository, tmp_path / "my models' $(copy)")
+    with LocalServer(awkward) as server, FaceFeatureClient(server.grpc_url) as client:
+        assert client.pose(photo_faces(1, 73)[1]).shape == (1, 6)
+
+
+def test_the_server_goes_with_the_process_that_started_it(repository: Path):
+    before = shared_memory()
+    process = start(repository)
+    read_until_ready(process)
+    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while processes_of_session(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of_session(child) == []
+    assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_stops_on_signals(repository: Path, number: signal.Signals):
     before = shared_memory()
     process = start(repository)
@@ -138,6 +158,16 @@ def test_a_taken_port_is_named(repository: Path):
     assert errors.startswith(f"serve: port {port} on {HOST} is taken")
     assert "GRPC_PORT" in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_one_port_for_two_endpoints_is_named(repository: Path):
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = str(probe.getsockname()[1])
+    process = start(repository, HTTP_PORT=port, GRPC_PORT=port)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith(f"serve: port {port} on {HOST} is taken")
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "70000"])

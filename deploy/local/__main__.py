@@ -16,11 +16,13 @@ from deploy.local.server import DEFAULT_REPOSITORY, LocalServer, Ports, ServerEr
 DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 """Triton's own."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> int:
     """Serve; return 0 after an ordered stop and 1 when the server cannot start or dies."""
-    signal.signal(signal.SIGINT, _stop_once)
-    signal.signal(signal.SIGTERM, _stop_once)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop_once)
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
         with LocalServer(repository, _ports_from_environment()) as server:
@@ -42,8 +44,8 @@ def main() -> int:
 
 def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
     """End the wait; what follows, an impatient second Ctrl-C included, must not cut the clean-up short."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -6,10 +6,12 @@ Runtime backend, in a folder that goes with the server.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import http.client
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +32,9 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 DEFAULT_REPOSITORY = PROJECT / "model_repository"
 STANDIN_BACKENDS = Path(__file__).resolve().parent / "backends"
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)
+
 SHARED_MEMORY = Path("/dev/shm")
 
 STUB_MEMORY_BYTES = 64 * 2**20
@@ -38,8 +43,12 @@ STUB_MEMORY_BYTES = 64 * 2**20
 START_SECONDS = 120.0
 """Importing torch from a cold disk has taken over 30 s."""
 
-STOP_SECONDS = 30
-"""How long running requests may take to finish after SIGTERM."""
+STOP_SECONDS = 10
+"""How long running requests may take to finish after SIGTERM; a full batch takes less than one.
+
+Triton 2.51 waits it out when the ensemble has refused a face before another of its steps was done: it then
+counts that request as running for ever. Later versions do not.
+"""
 
 
 class ServerError(RuntimeError):
@@ -127,9 +136,13 @@ class LocalServer:
         triton = _find_triton()
         self.ports = _claimed(self.ports)
         self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
+        if not re.fullmatch(r"[\w./-]+", str(self._folder)):
+            self._folder.rmdir()
+            raise ServerError(f"Triton cannot start from {self._folder.parent}: set TMPDIR to a plain path")
         self.log_path = self._folder / "server.log"
         try:
             _lay_out_backends(triton, self._folder / "backends")
+            (self._folder / "models").symlink_to(self.repository)
             self._start(triton)
             self._wait_until_ready()
         except BaseException:
@@ -169,7 +182,8 @@ class LocalServer:
     def _start(self, triton: Path) -> None:
         command = [
             str(triton / "bin" / "tritonserver"),
-            f"--model-repository={self.repository}",
+            # Triton starts stubs through a shell that would split the repository's own path at a blank.
+            f"--model-repository={self._folder / 'models'}",
             f"--backend-directory={self._folder / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,shm-default-byte-size={STUB_MEMORY_BYTES}",
@@ -193,6 +207,7 @@ class LocalServer:
                 stderr=log,
                 env=_environment(triton),
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _wait_until_ready(self) -> None:
@@ -214,7 +229,10 @@ def _check_models(repository: Path) -> None:
         raise ServerError(f"{repository} is not a model repository: no model in it has a config.pbtxt")
     missing = []
     for path in configs:
-        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        try:
+            config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise ServerError(f"{path} is not a model configuration: {error}") from error
         file_name = config.default_model_filename or "model.onnx"
         if config.backend == "onnxruntime" and not (path.parent / "1" / file_name).is_file():
             missing.append(path.parent.name)
@@ -291,6 +309,7 @@ def _claimed(ports: Ports) -> Ports:
             wanted = getattr(ports, field.name)
             try:
                 listener.bind((HOST, wanted))
+                listener.listen()
             except OSError as error:
                 raise ServerError(
                     f"port {wanted} on {HOST} is taken ({error.strerror}): set "
@@ -309,6 +328,11 @@ def _is_ready(http_port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel stop the server in order when the process (its thread) that started it is gone."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_group(leader: int) -> None:

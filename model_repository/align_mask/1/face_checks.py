@@ -16,6 +16,9 @@ SMALLEST_EYE_DISTANCE = 1e-6
 ALIGNED_LIMIT = 2**20
 """Aligned pixels. Within it float64 holds the integer geometry of the hull exactly, with room to spare."""
 
+PIXEL_LIMIT = 1e18
+"""Above it the squares in the HOG's block norm leave float32, and the features would be NaN or 0."""
+
 NO_HULL = "points on one line: the 68 landmarks have no convex hull"
 
 
@@ -35,9 +38,14 @@ def frame_fault(height: int, width: int, smallest_side: int, most_pixels: int) -
 
 
 def pixel_faults(frames: torch.Tensor) -> Faults:
-    """Find the frames ``[N, C, H, W]`` that hold a NaN or an infinity."""
-    bad = (~torch.isfinite(frames).flatten(1).all(dim=1)).nonzero().flatten().tolist()
-    return dict.fromkeys(bad, "non-finite pixel: FRAMES has NaN or infinity in it")
+    """Find the frames ``[N, C, H, W]`` that hold a NaN, an infinity or a pixel beyond `PIXEL_LIMIT`."""
+    bad = (~(frames.abs() <= PIXEL_LIMIT).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    return {
+        face: f"pixel absurdly large: over {PIXEL_LIMIT:g}, FRAMES are in [0, 1]"
+        if torch.isfinite(frames[face]).all()
+        else "non-finite pixel: FRAMES has NaN or infinity in it"
+        for face in bad
+    }
 
 
 def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: float) -> Faults:

@@ -1,0 +1,1 @@
+"""Training and judging the pose MLP on synthetic heads."""
