@@ -199,19 +199,28 @@ def test_a_corrupt_model_is_named(repository: Path, tmp_path: Path):
         LocalServer(copy).__enter__()
 
 
-def test_a_config_that_does_not_fit_the_model_is_named(repository: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("model", "old", "new", "reason"),
+    [
+        ("hog", "[ 5408 ]", "[ 5000 ]", r"'HOG'.*5408.*5000"),
+        ("align_mask", '"2.5"', '"wide"', r"box_enlarge.*'wide'"),
+        ("align_mask", '"112"', '"96"', r"MASKED_FACES.*\[3, 112, 112\].*\[3, 96, 96\]"),
+    ],
+)
+def test_a_wrong_config_is_named(
+    repository: Path, tmp_path: Path, model: str, old: str, new: str, reason: str
+):
     copy = shutil.copytree(repository, tmp_path / "copy")
-    config = copy / "hog" / "config.pbtxt"
-    config.write_text(config.read_text().replace("[ 5408 ]", "[ 5000 ]"))
-    with pytest.raises(ServerError, match=r"failed to load 'hog'.*'HOG'.*5408.*5000"):
+    config = copy / model / "config.pbtxt"
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(ServerError, match=rf"failed to load '{model}'.*{reason}"):
         LocalServer(copy).__enter__()
 
 
-def test_a_wrong_parameter_of_align_mask_is_named(repository: Path, tmp_path: Path):
+def test_a_garbled_config_is_named(repository: Path, tmp_path: Path):
     copy = shutil.copytree(repository, tmp_path / "copy")
-    config = copy / "align_mask" / "config.pbtxt"
-    config.write_text(config.read_text().replace('string_value: "2.5"', 'string_value: "wide"'))
-    with pytest.raises(ServerError, match=r"failed to load 'align_mask'.*box_enlarge.*'wide'"):
+    (copy / "hog" / "config.pbtxt").write_text("name: {")
+    with pytest.raises(ServerError, match=r"hog/config.pbtxt is not a model configuration"):
         LocalServer(copy).__enter__()
 
 
