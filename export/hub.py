@@ -26,7 +26,7 @@ def fetch_published_checkpoint() -> tuple[Path, Path]:
         import huggingface_hub
     except ImportError as error:
         raise ExportError(
-            "--hub needs the package huggingface_hub: pip install huggingface_hub, "
+            "--hub needs the package huggingface_hub: pip install huggingface_hub for this Python, "
             "or fetch the two files elsewhere and name them with --weights and --meta"
         ) from error
     try:

@@ -5,6 +5,7 @@ By default on faces cut out of the demo's photograph. FACES=FILE.npz names other
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from deploy.local import LocalServer
-from export.pose import DEFAULT_CHECKPOINT
+from deploy.local.server import DEFAULT_REPOSITORY
+from export.pose import DEFAULT_CHECKPOINT, export_pose
 from tests.faces import CROP, photo_faces
 from triton_face_client import FaceFeatureClient
 from triton_face_client.client import ALIGN_MASK_OUTPUTS
@@ -36,7 +38,7 @@ def main() -> int:
     frames, landmarks = _faces()
     with tempfile.TemporaryDirectory() as folder:
         peer = _peer_answers(frames, landmarks, Path(folder))
-    served = _served_answers(frames, landmarks)
+        served = _served_answers(frames, landmarks, Path(folder))
     print(f"{len(frames)} faces          differing   largest difference   counted beyond")
     passed = True
     for name, expected in peer.items():
@@ -70,9 +72,12 @@ def _peer_answers(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> An
     return dict(np.load(answers))
 
 
-def _served_answers(frames: np.ndarray, landmarks: np.ndarray) -> Answers:
+def _served_answers(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Answers:
+    """Serve a copy of the repository whose pose model is that of the checkpoint given to py-feat."""
+    repository = shutil.copytree(DEFAULT_REPOSITORY, folder / "model_repository")
+    export_pose(repository, DEFAULT_CHECKPOINT)
     batches = []
-    with LocalServer() as server, FaceFeatureClient(server.grpc_url) as client:
+    with LocalServer(repository) as server, FaceFeatureClient(server.grpc_url) as client:
         for first in range(0, len(frames), SERVED_BATCH):
             batch = frames[first : first + SERVED_BATCH], landmarks[first : first + SERVED_BATCH]
             batches.append(client.features(*batch) | client.align(*batch, ALIGN_MASK_OUTPUTS))

@@ -131,7 +131,7 @@ def test_serve_stops_on_signals(repository: Path, number: signal.Signals):
     time.sleep(0.3)
     process.send_signal(number)  # an impatient second one must not cut the clean-up short
     output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output.strip(), errors) == (0, "stopped", "")
+    assert (process.returncode, output, errors) == (0, "stopping ...\nstopped\n", "")
     assert shared_memory() <= before
     assert not Path(said["log"]).exists()
 

@@ -46,6 +46,7 @@ def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
     """End the wait; what follows, an impatient second Ctrl-C included, must not cut the clean-up short."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    print("stopping ...", flush=True)
     raise KeyboardInterrupt
 
 

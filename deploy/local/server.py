@@ -238,7 +238,8 @@ def _check_models(repository: Path) -> None:
             missing.append(path.parent.name)
     if missing:
         raise ServerError(
-            f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`"
+            f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`, or "
+            "`python -m export hog` and `python -m export pose` with --repository"
         )
 
 
@@ -294,8 +295,6 @@ def _environment(triton: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join(str(folder) for folder in libraries if folder),
         # The stub asks the first python3 on PATH where its packages are.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        # The model repository may be read-only, and is not ours to litter.
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

@@ -102,7 +102,6 @@ def save_network(network: PoseNetwork, weights: Path, facts: dict[str, Any]) -> 
             },
         },
         "training": facts,
-        "license": "Apache-2.0",
     }
     try:
         with (

@@ -49,8 +49,9 @@ def hull_masks(landmarks: np.ndarray, face_size: int) -> tuple[np.ndarray, list[
 def _stamp_forehead(mask: np.ndarray, points: np.ndarray) -> None:
     """Fill the box above the jaw's ends, in place.
 
-    A jaw's end left of or above the face has a negative coordinate, which NumPy counts from the far
-    side: mostly the box is empty then. The classifiers were trained with that.
+    A jaw's end off the face has a negative coordinate, which NumPy counts from the far side. Left of the
+    face, that mostly empties the box; above it, the box runs down nearly the whole face. The classifiers
+    were trained with that.
     """
     (left, left_top), (right, right_top) = points[list(JAW_ENDS)]
     mask[0 : min(left_top, right_top), left:right] = True
