@@ -10,12 +10,10 @@ from safetensors.torch import load
 from export.errors import ExportError
 from export.hub import fetch_published_checkpoint
 from export.onnx_session import run_on_cpu
-from export.pose_checkpoint import PoseCheckpoint, load_pose_checkpoint
+from export.pose_checkpoint import DEFAULT_CHECKPOINT, PoseCheckpoint, load_pose_checkpoint
 from export.pose_graph import build_pose_graph
 from export.pose_training.dataset import sample_faces
 from export.repository import add_repository_argument, store_model
-
-DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "pose_mlp.safetensors"
 
 CHECKED_FACES = 64
 

@@ -28,6 +28,16 @@ OUTPUTS = 6
 """Pitch, Roll, Yaw in radians, then X, Y, Z."""
 
 
+EYE_CORNERS = (36, 45)
+"""The outer corners of the eyes; their distance is the unit of the network's input."""
+
+SMALLEST_EYE_DISTANCE = 1e-6
+"""The distance is clamped to this, in units of the landmarks."""
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "pose_mlp.safetensors"
+"""The project's own."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HiddenLayer:
     """One hidden layer: float32 `weight` [out, in], `bias` [out]; in v2 LayerNorm's `gain`, `shift` [out]."""

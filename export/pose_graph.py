@@ -9,12 +9,7 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
-from export.pose_checkpoint import OUTPUTS, PoseCheckpoint
-
-EYE_CORNERS = (36, 45)
-"""The outer corners; their distance is the unit of the network's input."""
-
-SMALLEST_EYE_DISTANCE = 1e-6
+from export.pose_checkpoint import EYE_CORNERS, OUTPUTS, SMALLEST_EYE_DISTANCE, PoseCheckpoint
 
 LAYER_NORM_EPSILON = 1e-5
 """torch.nn.LayerNorm's default, with which the checkpoints were trained."""

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
 from export.hog import export_hog
-from export.pose import DEFAULT_CHECKPOINT, export_pose
+from export.pose import export_pose
+from export.pose_checkpoint import DEFAULT_CHECKPOINT
 from tests.oracles import PoseNet
 from triton_face_client import FaceFeatureClient
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
-from export.pose import DEFAULT_CHECKPOINT, export_pose
+from export.pose import export_pose
+from export.pose_checkpoint import DEFAULT_CHECKPOINT
 from tests.faces import CROP, photo_faces
 from triton_face_client import FaceFeatureClient
 from triton_face_client.client import ALIGN_MASK_OUTPUTS

@@ -59,7 +59,7 @@ def command(module: ModuleType, *arguments: object) -> None:
 @pytest.fixture(scope="module")
 def shipped() -> network.PoseNetwork:
     """Return the network of the shipped checkpoint."""
-    return network.load_network(evaluate.CHECKPOINT)
+    return network.load_network(evaluate.DEFAULT_CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def held_out() -> tuple[np.ndarray, np.ndarray]:
 def checkpoint(tmp_path: Path) -> Path:
     """Return a copy of the shipped checkpoint that a test may damage."""
     for suffix in (".safetensors", ".json"):
-        source = evaluate.CHECKPOINT.with_suffix(suffix)
+        source = evaluate.DEFAULT_CHECKPOINT.with_suffix(suffix)
         (tmp_path / "copy").with_suffix(suffix).write_bytes(source.read_bytes())
     return tmp_path / "copy.safetensors"
 

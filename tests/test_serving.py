@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from tritonclient.utils import np_to_triton_dtype
 
 from deploy.local import LocalServer
-from export.pose import DEFAULT_CHECKPOINT
-from export.pose_checkpoint import load_pose_checkpoint
+from export.pose_checkpoint import DEFAULT_CHECKPOINT, load_pose_checkpoint
 from tests import oracles
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from scipy.spatial.transform import Rotation
 
 ORIENTATIONS = 8
 BLOCK_CELLS = 2
@@ -116,21 +117,9 @@ def _draw_axes(panel: Axes, landmarks: np.ndarray, pose: np.ndarray) -> None:
     """Draw the head's axes from the nose tip: x to the image's right, y down, z out of the face."""
     nose = landmarks[30]
     length = 0.5 * np.ptp(landmarks[:, 0])
-    rotation = _rotation(*pose[:3])
+    # Rz(c) @ Ry(b) @ Rx(a) of the raw columns a, b, c, SPEC section 5
+    rotation = Rotation.from_euler("xyz", pose[:3]).as_matrix()
     # z points away from the camera; drawn is its opposite, where the nose points.
     for axis, color in zip((rotation[:, 0], rotation[:, 1], -rotation[:, 2]), AXIS_COLORS, strict=True):
         tip = nose + length * axis[:2]
         panel.annotate("", tip, nose, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.5})
-
-
-def _rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
-    """Return ``Rz(yaw) @ Ry(roll) @ Rx(pitch)``, the head's rotation of the raw columns (SPEC section 5)."""
-    around_x, around_y, around_z = (
-        np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        for angle in (pitch, roll, yaw)
-    )
-    x, y, z = np.eye(3), np.eye(3), np.eye(3)
-    x[1:, 1:] = around_x
-    y[::2, ::2] = around_y.T
-    z[:2, :2] = around_z
-    return z @ y @ x

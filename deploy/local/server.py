@@ -50,13 +50,12 @@ Triton 2.51 waits it out when the ensemble has refused a face before another of 
 counts that request as running for ever. Later versions do not.
 """
 
+KILL_SECONDS = 5.0
+"""How long killed processes may take to go."""
+
 
 class ServerError(RuntimeError):
     """The server cannot start or has died; the message is one line and says what to do."""
-
-
-KILL_SECONDS = 5.0
-"""How long killed processes may take to go."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 
 from export.errors import ExportError
+from export.pose_checkpoint import EYE_CORNERS, SMALLEST_EYE_DISTANCE
 from export.pose_training import camera, noise
 from export.pose_training.head import EXPRESSIONS, MIRRORED_LANDMARK, HeadModel, head_model
-
-OUTER_EYES = (36, 45)
-MIN_EYE_DISTANCE = 1e-6
 
 MIRRORED_SIGN = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)
 """What a horizontal mirror does to (Pitch, Roll, Yaw, X, Y, Z)."""
@@ -35,9 +33,7 @@ class Faces:
     poses: torch.Tensor
 
 
-def sample_faces(
-    count: int, generator: torch.Generator, frontal_share: float = camera.FRONTAL_SHARE
-) -> Faces:
+def sample_faces(count: int, generator: torch.Generator) -> Faces:
     """Draw faces, each of an identity of its own.
 
     Parameters
@@ -46,8 +42,6 @@ def sample_faces(
         How many.
     generator : torch.Generator
         Source of randomness; equal states give equal faces.
-    frontal_share : float
-        Share of near-frontal poses, see `camera.sample_angles`.
 
     Returns
     -------
@@ -55,13 +49,13 @@ def sample_faces(
     """
     model = head_model()
     points = model.deform(_sample_weights(model, count, generator))
-    angles = camera.sample_angles(count, generator, frontal_share)
+    angles = camera.sample_angles(count, generator)
     rotations = camera.rotation_matrices(angles)
     distances = camera.sample_distances(count, generator)
     placed, translations = camera.place(points, rotations, distances)
     projected = camera.project(placed)
     landmarks = noise.slide_contour(projected, rotations[:, :2, 0], _sample_slide(count, generator))
-    left, right = OUTER_EYES
+    left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
     landmarks = noise.disturb(landmarks, eye_distance, generator)
     return Faces(landmarks, torch.cat([angles, translations], dim=1))
@@ -93,8 +87,8 @@ def network_input(landmarks: torch.Tensor) -> torch.Tensor:
         x then y, minus their means, divided by the distance of the outer eye corners.
     """
     centred = landmarks - landmarks.mean(dim=1, keepdim=True)
-    left, right = OUTER_EYES
-    size = (centred[:, left] - centred[:, right]).norm(dim=-1).clamp_min(MIN_EYE_DISTANCE)
+    left, right = EYE_CORNERS
+    size = (centred[:, left] - centred[:, right]).norm(dim=-1).clamp_min(SMALLEST_EYE_DISTANCE)
     return (centred / size[:, None, None]).transpose(1, 2).flatten(1)
 
 
@@ -118,10 +112,10 @@ def check_landmarks(landmarks: np.ndarray, source: str) -> None:
         face = int(np.argmin(finite))
         point = int(np.argmin(np.isfinite(landmarks[face]).all(axis=1)))
         raise ExportError(f"{source}: face {face} has a non-finite landmark (point {point})")
-    left, right = OUTER_EYES
+    left, right = EYE_CORNERS
     size = np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=1)
-    if not (size > MIN_EYE_DISTANCE).all():
-        face = int(np.argmin(size > MIN_EYE_DISTANCE))
+    if not (size > SMALLEST_EYE_DISTANCE).all():
+        face = int(np.argmin(size > SMALLEST_EYE_DISTANCE))
         raise ExportError(
             f"{source}: face {face} has no eye distance: points {left} and {right} coincide, and "
             "the landmarks are scaled by their distance"

@@ -13,13 +13,11 @@ from matplotlib.figure import Figure
 
 from export.atomic import replacing
 from export.errors import ExportError
+from export.pose_checkpoint import DEFAULT_CHECKPOINT
 from export.pose_training.baseline import METHODS, baseline_angles
 from export.pose_training.dataset import check_landmarks, sample_faces
 from export.pose_training.faces_file import read_faces
 from export.pose_training.network import PoseNetwork, estimate, load_network
-
-CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "pose_mlp.safetensors"
-"""The checkpoint that the project ships."""
 
 SYNTHETIC_SEED = 20_000_003
 """Seed of the held-out identities; no training seed below ten million draws from it."""
@@ -56,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
-        default=CHECKPOINT,
+        default=DEFAULT_CHECKPOINT,
         metavar="FILE.safetensors",
         help="checkpoint to judge (default: the one shipped)",
     )
