@@ -12,6 +12,7 @@ from export.repository import DEFAULT_REPOSITORY, read_config
 from settings import Settings, SettingsError
 
 FRAMES = ("FRAMES", "TYPE_FP32", [3, -1, -1])
+FRAMES_UINT8 = ("FRAMES_UINT8", "TYPE_UINT8", [3, -1, -1])
 LANDMARKS = ("LANDMARKS", "TYPE_FP32", [68, 2])
 MASKED_FACES = ("MASKED_FACES", "TYPE_FP32", [3, 112, 112])
 ALIGNED_FACES = ("ALIGNED_FACES", "TYPE_FP32", [3, 112, 112])
@@ -22,10 +23,13 @@ HOG = ("HOG", "TYPE_FP32", [5408])
 POSE = ("POSE", "TYPE_FP32", [6])
 
 INTERFACE = {
-    "align_mask": ([FRAMES, LANDMARKS], [MASKED_FACES, ALIGNED_FACES, ALIGNED_LANDMARKS, AFFINE, MASK]),
+    "align_mask": (
+        [FRAMES, FRAMES_UINT8, LANDMARKS],
+        [MASKED_FACES, ALIGNED_FACES, ALIGNED_LANDMARKS, AFFINE, MASK],
+    ),
     "hog": ([MASKED_FACES], [HOG]),
     "pose_mlp": ([LANDMARKS], [POSE]),
-    "ensemble": ([FRAMES, LANDMARKS], [HOG, POSE, ALIGNED_LANDMARKS, AFFINE, MASK]),
+    "ensemble": ([FRAMES, FRAMES_UINT8, LANDMARKS], [HOG, POSE, ALIGNED_LANDMARKS, AFFINE, MASK]),
 }
 
 ONNX_TYPE = {"TYPE_FP32": onnx.TensorProto.FLOAT}

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from safetensors.torch import load_file
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from deploy.local import LocalServer
 from export.pose_checkpoint import DEFAULT_CHECKPOINT, load_pose_checkpoint
@@ -135,8 +135,11 @@ NEEDED_MODELS = {
     [subset for count in range(1, 6) for subset in itertools.combinations(ENSEMBLE_OUTPUTS, count)],
     ids="+".join,
 )
-def test_any_subset_runs_only_what_it_needs(client: FaceFeatureClient, names: tuple[str, ...]):
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_any_subset_runs_only_what_it_needs(client: FaceFeatureClient, names: tuple[str, ...], kind: type):
     frames, landmarks = photo_faces(3, 56)
+    if kind is np.uint8:
+        frames = (255 * frames).astype(np.uint8)
     everything = client.features(frames, landmarks, ENSEMBLE_OUTPUTS)
     before = executions(client)
     subset = client.features(frames, landmarks, names)
@@ -146,6 +149,48 @@ def test_any_subset_runs_only_what_it_needs(client: FaceFeatureClient, names: tu
         np.testing.assert_array_equal(subset[name], everything[name])
     needed = {"ensemble"}.union(*(NEEDED_MODELS[name] for name in names))
     assert {model for model in after if after[model] > before[model]} == needed
+
+
+def ask(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: list[str]) -> Tensors:
+    """Send just these tensors, in a request of its own."""
+    inputs = []
+    for name, values in tensors.items():
+        tensor = grpcclient.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+        inputs.append(tensor.set_data_from_numpy(values))
+    requested = [grpcclient.InferRequestedOutput(name) for name in outputs]
+    result = client.connection.infer(model, inputs, outputs=requested)
+    return {name: result.as_numpy(name) for name in outputs}
+
+
+def test_bytes_are_the_floats_they_stand_for(client: FaceFeatureClient):
+    """All 256 of them; and MASKED_FACES shows the quotients' last bits."""
+    frames, landmarks = photo_faces(20, 58, (120, 100))
+    in_bytes = np.round(255 * frames).astype(np.uint8)
+    in_bytes[0, :, :16, :16] = np.arange(256).reshape(16, 16)
+    as_floats = in_bytes.astype(np.float32) / np.float32(255)
+    for asked, names in ((client.features, ENSEMBLE_OUTPUTS), (client.align, ALIGN_OUTPUTS)):
+        by_bytes, by_floats = asked(in_bytes, landmarks, names), asked(as_floats, landmarks, names)
+        for name in names:
+            np.testing.assert_array_equal(by_bytes[name], by_floats[name], err_msg=name)
+
+
+@pytest.mark.parametrize("model", ["ensemble", "align_mask"])
+@pytest.mark.parametrize(("given", "word"), [((), "neither"), (("FRAMES", "FRAMES_UINT8"), "both")])
+def test_exactly_one_kind_of_frames(client: FaceFeatureClient, model: str, given: tuple[str, ...], word: str):
+    frames, landmarks = photo_faces(2, 59)
+    kinds = {"FRAMES": frames, "FRAMES_UINT8": (255 * frames).astype(np.uint8)}
+    tensors = {name: kinds[name] for name in given} | {"LANDMARKS": landmarks}
+    with pytest.raises(
+        InferenceServerException, match=f"{word} of FRAMES and FRAMES_UINT8 given: send"
+    ) as caught:
+        ask(client, model, tensors, ["MASK"])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_pose_alone_needs_no_frames(client: FaceFeatureClient):
+    _, landmarks = photo_faces(5, 60)
+    answer = ask(client, "ensemble", {"LANDMARKS": landmarks}, ["POSE"])
+    np.testing.assert_array_equal(answer["POSE"], client.pose(landmarks))
 
 
 def test_same_bits_alone_and_in_a_batch_of_64(client: FaceFeatureClient):
@@ -161,20 +206,24 @@ def test_same_bits_alone_and_in_a_batch_of_64(client: FaceFeatureClient):
 
 
 def test_32_concurrent_faces_of_many_sizes_are_never_mixed(server: LocalServer):
-    """Requests that share a dynamic batch, with frames of one size or several, each get their own face."""
+    """Requests that share a dynamic batch, whatever their frames' size and type, each get their own face."""
     sizes = [(112, 112), (112, 112), (96, 128), (150, 120)]
     faces = [photo_faces(1, 600 + number, sizes[number % len(sizes)]) for number in range(32)]
+    faces = [
+        ((255 * frames).astype(np.uint8), points) if number % 3 == 0 else (frames, points)
+        for number, (frames, points) in enumerate(faces)
+    ]
 
-    def ask(number: int) -> list[Tensors]:
+    def answers_to(number: int) -> list[Tensors]:
         with FaceFeatureClient(server.grpc_url) as own:
             return [own.features(*faces[number], ENSEMBLE_OUTPUTS) for _ in range(6)]
 
-    alone = [ask(number)[0] for number in range(32)]
+    alone = [answers_to(number)[0] for number in range(32)]
     assert len({answer["HOG"].tobytes() for answer in alone}) == 32
     with FaceFeatureClient(server.grpc_url) as observer:
         before = _batches(observer)
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
-            together = list(pool.map(ask, range(32)))
+            together = list(pool.map(answers_to, range(32)))
         requests, executed = np.subtract(_batches(observer), before)
     assert executed < requests  # the dynamic batcher did join some
     for number, answers in enumerate(together):
@@ -197,7 +246,7 @@ def test_metadata_names_the_interface(server: LocalServer):
 def test_repository_needs_nothing_from_outside(repository: Path):
     """Its Python files import the standard library, the container's packages and each other."""
     folder = repository / "align_mask" / "1"
-    allowed = {"numpy", "scipy", "skimage", "torch", "triton_python_backend_utils"}
+    allowed = {"cv2", "numpy", "scipy", "skimage", "torch", "triton_python_backend_utils"}
     allowed |= {path.stem for path in folder.glob("*.py")} | set(sys.stdlib_module_names)
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+import warp as warp_module
 from tests import oracles
 from tests.faces import extreme_landmarks, photo_faces
 from warp import warp
@@ -50,3 +52,31 @@ def test_a_face_has_the_same_bits_alone_and_in_a_batch():
     for face in range(len(frames)):
         alone = warp(frames[face : face + 1], matrices[face : face + 1], 112, 128.0)
         assert torch.equal(alone[0], together[face])
+
+
+def reference_warp(frames: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    """Warp as SPEC section 2 words it, with PyTorch's own grid and a selection of the fill."""
+
+    def pixels_of_normalized(height: int, width: int) -> torch.Tensor:
+        rows = [[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]]
+        return torch.tensor(rows, dtype=torch.float32)
+
+    to_aligned = torch.cat([affine, torch.tensor([[[0.0, 0.0, 1.0]]]).expand(len(affine), 1, 3)], dim=1)
+    from_pixels = torch.linalg.inv(pixels_of_normalized(112, 112))
+    normalized = from_pixels @ to_aligned @ pixels_of_normalized(*frames.shape[2:])
+    grid = F.affine_grid(torch.linalg.inv(normalized)[:, :2], [len(affine), 3, 112, 112], align_corners=False)
+    faces = F.grid_sample(frames, grid, align_corners=False)
+    return torch.where((grid.abs() <= 1).all(dim=3).unsqueeze(1), faces, 128.0)
+
+
+@pytest.mark.parametrize("faster_product", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 33])
+def test_bits_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool):
+    """Whichever way the grid is made; the count decides which kernel of the BLAS multiplies."""
+    if not faster_product:
+        monkeypatch.setattr(warp_module, "_has_reference_bits", lambda _face_size: False)
+    frames, landmarks = photo_faces(count, 15, (131, 97))
+    for points in (landmarks, extreme_landmarks(count, 16)):
+        matrices = affines(points)
+        expected = reference_warp(torch.from_numpy(frames), matrices)
+        assert torch.equal(warp(torch.from_numpy(frames), matrices, 112, 128.0), expected)

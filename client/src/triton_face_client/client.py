@@ -52,8 +52,9 @@ class FaceFeatureClient:
 
         Parameters
         ----------
-        frames : ndarray of float32, shape (N, 3, H, W)
-            Face crops or whole frames, one per face, values in [0, 1].
+        frames : ndarray of float32 or uint8, shape (N, 3, H, W)
+            Face crops or whole frames, one per face, values in [0, 1] or from 0 to 255. uint8 is sent as
+            such, a quarter of the bytes, and divided by 255 in float32 on the server.
         landmarks : ndarray of float32, shape (N, 68, 2)
             iBUG/OpenFace landmarks (x, y) in pixels of `frames`.
         outputs : sequence of str
@@ -66,7 +67,7 @@ class FaceFeatureClient:
             (see `subject_pose`); ALIGNED_LANDMARKS int64 ``[N, 68, 2]``; AFFINE float32 ``[N, 2, 3]``,
             frame pixels to aligned pixels; MASK bool ``[N, 112, 112]``.
         """
-        return self._infer("ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, outputs)
+        return self._infer("ensemble", _face_tensors(frames, landmarks), outputs)
 
     def align(
         self,
@@ -82,7 +83,7 @@ class FaceFeatureClient:
             Any of `ALIGN_MASK_OUTPUTS`: MASKED_FACES and ALIGNED_FACES float32 ``[N, 3, 112, 112]``,
             the others as in `features`.
         """
-        return self._infer("align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, outputs)
+        return self._infer("align_mask", _face_tensors(frames, landmarks), outputs)
 
     def pose(self, landmarks: np.ndarray) -> np.ndarray:
         """Compute raw head pose, float32 ``[N, 6]``, from landmarks ``[N, 68, 2]`` alone.
@@ -99,3 +100,7 @@ class FaceFeatureClient:
         requested = [grpcclient.InferRequestedOutput(name) for name in outputs]
         result = self.connection.infer(model, inputs, outputs=requested)
         return {name: result.as_numpy(name) for name in outputs}
+
+
+def _face_tensors(frames: np.ndarray, landmarks: np.ndarray) -> Tensors:
+    return {"FRAMES_UINT8" if frames.dtype == np.uint8 else "FRAMES": frames, "LANDMARKS": landmarks}

@@ -8,18 +8,17 @@ destination), ``aligned = affine @ (x, y, 1)``.
 
 Everything here is float64 on the CPU, whatever holds the frames: float32 would move HOG features by
 about 1e-4, enough to flip a leaf of the trained AU classifiers. For the same reason the order of the
-operations is part of the contract: the batched products below are what makes the last bit, and so the
-truncation of a landmark that falls on a whole pixel, come out as in py-feat.
+operations is part of the contract: the batched products below (einsum) are what makes the last bit, and so
+the truncation of a landmark that falls on a whole pixel, come out as in py-feat.
 """
 
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 
-LEFT_EYE = slice(36, 42)
-RIGHT_EYE = slice(42, 48)
-NOSE_TIP = 30
-MOUTH_CORNERS = (48, 54)
+EYES = (slice(36, 42), slice(42, 48))
+NOSE_TIP_AND_MOUTH_CORNERS = [30, 48, 54]
 
 SMALLEST_LENGTH = 1e-12
 """Lengths are clamped to this before they divide (SPEC section 1), pixels."""
@@ -35,15 +34,13 @@ class Alignment:
         Frame pixels to aligned pixels.
     landmarks : Tensor of int64, shape (N, 68, 2)
         The landmarks in aligned pixels, truncated toward zero; they may lie outside the face.
+    eye_distance : Tensor of float64, shape (N,)
+        Distance of the two eye centres in the frame, pixels.
     """
 
     affine: torch.Tensor
     landmarks: torch.Tensor
-
-
-def eye_distance(landmarks: torch.Tensor) -> torch.Tensor:
-    """Return the distance of the two eye centres in pixels, float64 ``[N]``, of landmarks ``[N, 68, 2]``."""
-    return torch.linalg.norm(_eye_axis(landmarks.to(torch.float64)), dim=1)
+    eye_distance: torch.Tensor
 
 
 def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignment:
@@ -52,7 +49,7 @@ def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignm
     Parameters
     ----------
     landmarks : Tensor, shape (N, 68, 2)
-        Finite landmarks in frame pixels, on the CPU.
+        Landmarks in frame pixels, on the CPU. What comes of a NaN or an infinity means nothing.
     face_size : int
         Side of the square aligned face, pixels.
     box_enlarge : float
@@ -63,49 +60,35 @@ def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignm
     Alignment
     """
     points = landmarks.to(torch.float64)
-    rotation = _leveling_rotation(points)
-    scale, shift = _framing(rotation, points, face_size, box_enlarge)
-    affine = torch.cat([_scaled(rotation, scale), shift.unsqueeze(2)], dim=2)
-    return Alignment(affine=affine, landmarks=_project(affine, points).to(torch.int64).contiguous())
+    eyes = torch.stack([points[:, eye].mean(dim=1) for eye in EYES], dim=1)
+    axis = eyes[:, 1] - eyes[:, 0]
+    eye_distance = torch.linalg.vector_norm(axis, dim=1)
+
+    rotation = _leveling_rotation(axis, eye_distance)
+    anchors = torch.cat([eyes, points[:, NOSE_TIP_AND_MOUTH_CORNERS]], dim=1)
+    scale, shift = _framing(rotation, anchors, face_size, box_enlarge)
+    affine = torch.cat([rotation * scale.unsqueeze(2), shift.unsqueeze(2)], dim=2)
+    return Alignment(affine, _project(affine, points).to(torch.int64).contiguous(), eye_distance)
 
 
-def _eye_axis(points: torch.Tensor) -> torch.Tensor:
-    return points[:, RIGHT_EYE].mean(dim=1) - points[:, LEFT_EYE].mean(dim=1)
-
-
-def _leveling_rotation(points: torch.Tensor) -> torch.Tensor:
-    """Return the rotations ``[N, 2, 2]`` that turn the eye axis onto +x."""
-    axis = _eye_axis(points)
-    length = torch.linalg.norm(axis, dim=1).clamp(min=SMALLEST_LENGTH)
-    cosine, sine = axis[:, 0] / length, axis[:, 1] / length
-    return torch.stack([torch.stack([cosine, sine], dim=1), torch.stack([-sine, cosine], dim=1)], dim=1)
+def _leveling_rotation(axis: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Return the rotations ``[N, 2, 2]`` that turn the eye axis, ``[N, 2]`` and `length` long, onto +x."""
+    cosine, sine = (axis / length.clamp(min=SMALLEST_LENGTH).unsqueeze(1)).unbind(dim=1)
+    return torch.stack([cosine, sine, -sine, cosine], dim=1).reshape(-1, 2, 2)
 
 
 def _framing(
-    rotation: torch.Tensor, points: torch.Tensor, face_size: int, box_enlarge: float
+    rotation: torch.Tensor, anchors: torch.Tensor, face_size: int, box_enlarge: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale ``[N]`` and the shift ``[N, 2]`` that put the enlarged box on the aligned face."""
-    anchors = torch.stack(
-        [
-            points[:, LEFT_EYE].mean(dim=1),
-            points[:, RIGHT_EYE].mean(dim=1),
-            points[:, NOSE_TIP],
-            *(points[:, corner] for corner in MOUTH_CORNERS),
-        ],
-        dim=1,
-    )
+    """Return the scale ``[N, 1]`` and the shift ``[N, 2]`` that put the enlarged box on the aligned face."""
     level = torch.einsum("nij,naj->nai", rotation, anchors)
-    low, high = level.min(dim=1).values, level.max(dim=1).values
-    half = 0.5 * box_enlarge * (high - low).max(dim=1).values
+    low, high = level.amin(dim=1), level.amax(dim=1)
+    half = 0.5 * box_enlarge * (high - low).amax(dim=1, keepdim=True)
     scale = (face_size - 1) * 0.5 / half.clamp(min=SMALLEST_LENGTH)
     centre = (high + low) * 0.5
-    return scale, scale.unsqueeze(1) * (half.unsqueeze(1) - centre)
-
-
-def _scaled(rotation: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("nij,njk->nik", torch.diag_embed(scale.unsqueeze(1).expand(-1, 2)), rotation)
+    return scale, scale * (half - centre)
 
 
 def _project(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    homogeneous = torch.cat([points, torch.ones_like(points[:, :, :1])], dim=2)
+    homogeneous = F.pad(points, (0, 1), value=1.0)
     return torch.einsum("nij,nkj->nki", affine, homogeneous)

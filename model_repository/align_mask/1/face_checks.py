@@ -39,12 +39,16 @@ def frame_fault(height: int, width: int, smallest_side: int, most_pixels: int) -
 
 def pixel_faults(frames: torch.Tensor) -> Faults:
     """Find the frames ``[N, C, H, W]`` that hold a NaN, an infinity or a pixel beyond `PIXEL_LIMIT`."""
-    bad = (~(frames.abs() <= PIXEL_LIMIT).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if frames.dtype == torch.uint8:
+        return {}
+    pixels = frames.flatten(1)
+    # A NaN is the maximum and the minimum of its frame, and not within any limit.
+    within = (pixels.amax(dim=1) <= PIXEL_LIMIT) & (pixels.amin(dim=1) >= -PIXEL_LIMIT)
     return {
         face: f"pixel absurdly large: over {PIXEL_LIMIT:g}, FRAMES are in [0, 1]"
         if torch.isfinite(frames[face]).all()
         else "non-finite pixel: FRAMES has NaN or infinity in it"
-        for face in bad
+        for face in (~within).nonzero().flatten().tolist()
     }
 
 
@@ -60,23 +64,27 @@ def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: fl
     farthest : float
         How far outside its frame a landmark may lie, pixels.
     """
-    faults: Faults = {}
-    finite = np.isfinite(landmarks).all(axis=2)
-    for face in np.flatnonzero(~finite.all(axis=1)):
-        faults[int(face)] = f"non-finite landmark: point {np.argmin(finite[face])} is NaN or infinite"
+    low, high = landmarks.min(axis=1), landmarks.max(axis=1)
+    sound = (low >= -farthest) & (high <= np.array([width, height]) + farthest)
+    sound &= (low < high).any(axis=1, keepdims=True)
+    return {
+        int(face): _landmark_fault(landmarks[face].astype(np.float64), height, width, farthest)
+        for face in np.flatnonzero(~sound.all(axis=1))
+    }
 
-    outside = _distance_outside(landmarks, height, width)
-    for face in np.flatnonzero(outside.max(axis=1, initial=0.0) > farthest):
-        point = int(outside[face].argmax())
-        faults.setdefault(
-            int(face),
-            f"landmark absurdly far off: point {point} lies {outside[face, point]:.6g} pixels outside "
-            f"the frame, the limit is {farthest:g}; LANDMARKS are pixels of FRAMES",
+
+def _landmark_fault(points: np.ndarray, height: int, width: int, farthest: float) -> str:
+    """Say what is wrong with a face's landmarks, float64 ``[68, 2]``."""
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        return f"non-finite landmark: point {np.argmin(finite)} is NaN or infinite"
+    outside = np.maximum(-points, points - (width, height)).max(axis=1)
+    if outside.max() > farthest:
+        return (
+            f"landmark absurdly far off: point {outside.argmax()} lies {outside.max():.6g} pixels outside "
+            f"the frame, the limit is {farthest:g}; LANDMARKS are pixels of FRAMES"
         )
-
-    for face in np.flatnonzero((landmarks == landmarks[:, :1]).all(axis=(1, 2))):
-        faults.setdefault(int(face), "all landmarks are equal: there is no face to align")
-    return faults
+    return "all landmarks are equal: there is no face to align"
 
 
 def eye_faults(eye_distance: torch.Tensor) -> Faults:
@@ -96,13 +104,6 @@ def aligned_faults(landmarks: np.ndarray) -> Faults:
     for face in np.flatnonzero(_collinear(landmarks)):
         faults.setdefault(int(face), NO_HULL)
     return faults
-
-
-def _distance_outside(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return how far each point ``[N, 68]`` lies outside the frame along the worse axis; NaN counts as 0."""
-    points = landmarks.astype(np.float64)
-    excess = np.maximum(-points, points - (width, height))
-    return np.nan_to_num(excess, nan=0.0, posinf=np.inf).max(axis=2).clip(min=0.0)
 
 
 def _collinear(landmarks: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """align_mask on Triton's Python backend: requests in, plain tensors through `face_pipeline`, responses out.
 
-Requests of one dynamic batch are put together by the size of their frames and computed in one pass each;
-a request with a faulty face is refused alone, as INVALID_ARGUMENT, and its neighbours are answered.
+Requests of one dynamic batch are put together by the type and size of their frames and computed in one
+pass each; a request with a faulty face is refused alone, as INVALID_ARGUMENT, and its neighbours are
+answered.
 """
 
 import dataclasses
@@ -25,9 +26,17 @@ MOST_NAMED_FACES = 8
 """How many faulty faces of a request its error spells out."""
 
 
+FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
+"""A request has one of them: float32 in [0, 1] or uint8, 0 to 255."""
+
+
+class FramesError(ValueError):
+    """A request has no frames, or both kinds; the message says what to send."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FaceRequest:
-    """One request's tensors: frames float32 ``[N, 3, H, W]``, landmarks float32 ``[N, 68, 2]`` on the CPU."""
+    """One request's tensors: frames ``[N, 3, H, W]``, landmarks float32 ``[N, 68, 2]`` on the CPU."""
 
     position: int
     frames: torch.Tensor
@@ -47,13 +56,17 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
-        by_frame_size: dict[torch.Size, list[FaceRequest]] = defaultdict(list)
-        for position, request in enumerate(requests):
-            parsed = self._parse(position, request)
-            by_frame_size[parsed.frames.shape[1:]].append(parsed)
-
         responses: list[Any] = [None] * len(requests)
-        for group in by_frame_size.values():
+        alike: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = defaultdict(list)
+        for position, request in enumerate(requests):
+            try:
+                parsed = self._parse(position, request)
+            except FramesError as error:
+                responses[position] = _refused(str(error))
+            else:
+                alike[parsed.frames.dtype, parsed.frames.shape[1:]].append(parsed)
+
+        for group in alike.values():
             faces = process(
                 _joined([request.frames for request in group]),
                 _joined([request.landmarks for request in group]),
@@ -69,8 +82,8 @@ class TritonPythonModel:
     def _parse(self, position: int, request: Any) -> FaceRequest:
         return FaceRequest(
             position=position,
-            frames=_input(request, "FRAMES").to(self.device),
-            landmarks=_input(request, "LANDMARKS").cpu(),
+            frames=_frames(request).to(self.device),
+            landmarks=_tensor(pb_utils.get_input_tensor_by_name(request, "LANDMARKS")).cpu(),
             wanted=frozenset(request.requested_output_names()),
         )
 
@@ -94,9 +107,19 @@ def _threads_per_instance(config: dict[str, Any]) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
-def _input(request: Any, name: str) -> torch.Tensor:
-    """Take an input without copying it, from the CPU or the GPU; the tensor object itself speaks DLPack."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
+def _frames(request: Any) -> torch.Tensor:
+    given = [pb_utils.get_input_tensor_by_name(request, name) for name in FRAME_INPUTS]
+    frames = [tensor for tensor in given if tensor is not None]
+    if len(frames) != 1:
+        raise FramesError(
+            f"{'both' if frames else 'neither'} of FRAMES and FRAMES_UINT8 given: send FRAMES, FP32 in "
+            "[0, 1], or FRAMES_UINT8, UINT8 from 0 to 255"
+        )
+    return _tensor(frames[0])
+
+
+def _tensor(tensor: Any) -> torch.Tensor:
+    """Take a tensor without copying it, from the CPU or the GPU; the tensor object itself speaks DLPack."""
     return torch.from_numpy(tensor.as_numpy()) if tensor.is_cpu() else torch.from_dlpack(tensor)
 
 
@@ -109,8 +132,7 @@ def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
     stop = first + len(request.frames)
     faults = {face - first: why for face, why in faces.faults.items() if first <= face < stop}
     if faults:
-        error = pb_utils.TritonError(_refusal(faults), pb_utils.TritonError.INVALID_ARG)
-        return pb_utils.InferenceResponse(error=error)
+        return _refused(_reasons(faults))
     # On the CPU even from a GPU instance: a GPU output that finds Triton's CUDA pool full has come
     # back empty with status OK.
     return pb_utils.InferenceResponse(
@@ -121,7 +143,11 @@ def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
     )
 
 
-def _refusal(faults: Faults) -> str:
+def _refused(message: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+
+
+def _reasons(faults: Faults) -> str:
     """Name the faulty faces of a request by their index in it."""
     named = [f"face {face}: {faults[face]}" for face in sorted(faults)[:MOST_NAMED_FACES]]
     rest = len(faults) - len(named)
