@@ -2,6 +2,7 @@
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT)
 # make parity   compare with py-feat itself, in an environment of its own
+# make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
-.PHONY: demo test lint serve models install parity clean
+.PHONY: demo test lint serve models install parity bench clean
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -53,6 +54,9 @@ $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 
 parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
 	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m tests.parity
+
+bench: $(BIN)/.installed $(PARITY_BIN)/.installed models
+	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks
 
 $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PYTHON) -m venv $(VENV)-parity

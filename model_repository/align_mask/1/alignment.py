@@ -8,8 +8,8 @@ destination), ``aligned = affine @ (x, y, 1)``.
 
 Everything here is float64 on the CPU, whatever holds the frames: float32 would move HOG features by
 about 1e-4, enough to flip a leaf of the trained AU classifiers. For the same reason the order of the
-operations is part of the contract: the batched products below (einsum) are what makes the last bit, and so
-the truncation of a landmark that falls on a whole pixel, come out as in py-feat.
+operations is part of the contract: the batched products below (bmm) are what makes the last bit, and so the
+truncation of a landmark that falls on a whole pixel, come out as in py-feat.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-EYES = (slice(36, 42), slice(42, 48))
-NOSE_TIP_AND_MOUTH_CORNERS = [30, 48, 54]
+EYES = slice(36, 48)
+POINTS_OF_AN_EYE = 6
+NOSE_TIP_AND_MOUTH_CORNERS = torch.tensor([30, 48, 54])
 
 SMALLEST_LENGTH = 1e-12
 """Lengths are clamped to this before they divide (SPEC section 1), pixels."""
@@ -60,7 +61,7 @@ def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignm
     Alignment
     """
     points = landmarks.to(torch.float64)
-    eyes = torch.stack([points[:, eye].mean(dim=1) for eye in EYES], dim=1)
+    eyes = points[:, EYES].unflatten(1, (2, POINTS_OF_AN_EYE)).mean(dim=2)
     axis = eyes[:, 1] - eyes[:, 0]
     eye_distance = torch.linalg.vector_norm(axis, dim=1)
 
@@ -68,7 +69,7 @@ def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignm
     anchors = torch.cat([eyes, points[:, NOSE_TIP_AND_MOUTH_CORNERS]], dim=1)
     scale, shift = _framing(rotation, anchors, face_size, box_enlarge)
     affine = torch.cat([rotation * scale.unsqueeze(2), shift.unsqueeze(2)], dim=2)
-    return Alignment(affine, _project(affine, points).to(torch.int64).contiguous(), eye_distance)
+    return Alignment(affine, _project(affine, points).to(torch.int64), eye_distance)
 
 
 def _leveling_rotation(axis: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ def _framing(
     rotation: torch.Tensor, anchors: torch.Tensor, face_size: int, box_enlarge: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scale ``[N, 1]`` and the shift ``[N, 2]`` that put the enlarged box on the aligned face."""
-    level = torch.einsum("nij,naj->nai", rotation, anchors)
+    level = torch.bmm(anchors, rotation.transpose(1, 2))
     low, high = level.amin(dim=1), level.amax(dim=1)
     half = 0.5 * box_enlarge * (high - low).amax(dim=1, keepdim=True)
     scale = (face_size - 1) * 0.5 / half.clamp(min=SMALLEST_LENGTH)
@@ -91,4 +92,4 @@ def _framing(
 
 def _project(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     homogeneous = F.pad(points, (0, 1), value=1.0)
-    return torch.einsum("nij,nkj->nki", affine, homogeneous)
+    return torch.bmm(homogeneous, affine.transpose(1, 2))

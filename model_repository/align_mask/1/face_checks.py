@@ -4,6 +4,8 @@ Every check looks at all faces at once and answers with `Faults`, the index of e
 that says what to do. A face without a fault here goes through the whole pipeline.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -18,6 +20,9 @@ ALIGNED_LIMIT = 2**20
 
 PIXEL_LIMIT = 1e18
 """Above it the squares in the HOG's block norm leave float32, and the features would be NaN or 0."""
+
+SMALLEST_HULL = 3
+"""Vertices."""
 
 NO_HULL = "points on one line: the 68 landmarks have no convex hull"
 
@@ -41,8 +46,10 @@ def pixel_faults(frames: torch.Tensor) -> Faults:
     """Find the frames ``[N, C, H, W]`` that hold a NaN, an infinity or a pixel beyond `PIXEL_LIMIT`."""
     if frames.dtype == torch.uint8:
         return {}
+    # A NaN is both maximum and minimum of what it is in, and within no limit.
+    if frames.amax() <= PIXEL_LIMIT and frames.amin() >= -PIXEL_LIMIT:
+        return {}
     pixels = frames.flatten(1)
-    # A NaN is the maximum and the minimum of its frame, and not within any limit.
     within = (pixels.amax(dim=1) <= PIXEL_LIMIT) & (pixels.amin(dim=1) >= -PIXEL_LIMIT)
     return {
         face: f"pixel absurdly large: over {PIXEL_LIMIT:g}, FRAMES are in [0, 1]"
@@ -67,9 +74,11 @@ def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: fl
     low, high = landmarks.min(axis=1), landmarks.max(axis=1)
     sound = (low >= -farthest) & (high <= np.array([width, height]) + farthest)
     sound &= (low < high).any(axis=1, keepdims=True)
+    if sound.all():
+        return {}
     return {
-        int(face): _landmark_fault(landmarks[face].astype(np.float64), height, width, farthest)
-        for face in np.flatnonzero(~sound.all(axis=1))
+        face: _landmark_fault(landmarks[face].astype(np.float64), height, width, farthest)
+        for face in np.flatnonzero(~sound.all(axis=1)).tolist()
     }
 
 
@@ -94,22 +103,17 @@ def eye_faults(eye_distance: torch.Tensor) -> Faults:
 
 
 def aligned_faults(landmarks: np.ndarray) -> Faults:
-    """Find the faces whose aligned landmarks, int64 ``[N, 68, 2]``, span no hull or run out of range."""
-    faults: Faults = {}
-    for face in np.flatnonzero(np.abs(landmarks).max(axis=(1, 2), initial=0) > ALIGNED_LIMIT):
-        faults[int(face)] = (
-            "landmark absurdly far off: the eyes, nose and mouth lie so close together that another "
-            f"point is over {ALIGNED_LIMIT} aligned pixels away"
-        )
-    for face in np.flatnonzero(_collinear(landmarks)):
-        faults.setdefault(int(face), NO_HULL)
-    return faults
+    """Find the faces whose aligned landmarks, int64 ``[N, 68, 2]``, run out of range."""
+    if landmarks.min() >= -ALIGNED_LIMIT and landmarks.max() <= ALIGNED_LIMIT:
+        return {}
+    in_range = (landmarks >= -ALIGNED_LIMIT) & (landmarks <= ALIGNED_LIMIT)
+    return dict.fromkeys(
+        np.flatnonzero(~in_range.all(axis=(1, 2))).tolist(),
+        "landmark absurdly far off: the eyes, nose and mouth lie so close together that another point is "
+        f"over {ALIGNED_LIMIT} aligned pixels away",
+    )
 
 
-def _collinear(landmarks: np.ndarray) -> np.ndarray:
-    """Tell, exactly in int64, whether the points of each face lie on one line or on one point."""
-    offsets = landmarks - landmarks[:, :1]
-    farthest = np.abs(offsets).sum(axis=2).argmax(axis=1)
-    direction = offsets[np.arange(len(offsets)), farthest][:, None]
-    cross = offsets[..., 0] * direction[..., 1] - offsets[..., 1] * direction[..., 0]
-    return (cross == 0).all(axis=1)
+def hull_faults(hulls: Sequence[np.ndarray]) -> Faults:
+    """Find the faces whose hull has no area, by its vertices ``[V, 2]``."""
+    return {face: NO_HULL for face, hull in enumerate(hulls) if len(hull) < SMALLEST_HULL}

@@ -11,11 +11,12 @@ next one reads it.
 import dataclasses
 from collections.abc import Set
 
+import numpy as np
 import torch
 
 import face_checks
 from alignment import Alignment, align
-from hull_mask import hull_masks
+from hull_mask import convex_hulls, hull_masks
 from settings import Settings
 from warp import warp
 
@@ -63,33 +64,40 @@ def process(frames: torch.Tensor, landmarks: torch.Tensor, wanted: Set[str], set
     Faces
     """
     alignment = align(landmarks, settings.face_size, settings.box_enlarge)
-    faults = _faults(frames, landmarks, alignment, settings)
-    sound = [face for face in range(len(frames)) if face not in faults]
-    if not sound:
-        return Faces({}, faults)
+    hulls = convex_hulls(alignment.landmarks.numpy())
+    faults = _faults(frames, landmarks, alignment, hulls, settings)
     outputs = {
         "ALIGNED_LANDMARKS": alignment.landmarks,
         "AFFINE": alignment.affine.to(torch.float32),
     }
+    sound = [face for face in range(len(frames)) if face not in faults]
+    if not sound:
+        return Faces({}, faults)
     if wanted - set(outputs):
         if not faults:
-            outputs |= _images(frames, outputs, wanted, settings)
+            outputs |= _images(frames, outputs, hulls, wanted, settings)
         else:
             rows = {name: values[sound] for name, values in outputs.items()}
-            images = _images(frames[sound], rows, wanted, settings)
+            images = _images(frames[sound], rows, [hulls[face] for face in sound], wanted, settings)
             outputs |= {name: _spread(values, sound, len(frames)) for name, values in images.items()}
     return Faces({name: outputs[name] for name in wanted}, faults)
 
 
 def _faults(
-    frames: torch.Tensor, landmarks: torch.Tensor, alignment: Alignment, settings: Settings
+    frames: torch.Tensor,
+    landmarks: torch.Tensor,
+    alignment: Alignment,
+    hulls: list[np.ndarray],
+    settings: Settings,
 ) -> face_checks.Faults:
+    """Find the faulty faces; where a face has several faults, the last one here is named."""
     height, width = frames.shape[2:]
     refusal = face_checks.frame_fault(height, width, settings.min_frame_side, settings.max_frame_pixels)
     if refusal:
         return dict.fromkeys(range(len(frames)), refusal)
     return (
-        face_checks.aligned_faults(alignment.landmarks.numpy())
+        face_checks.hull_faults(hulls)
+        | face_checks.aligned_faults(alignment.landmarks.numpy())
         | face_checks.pixel_faults(frames)
         | face_checks.eye_faults(alignment.eye_distance)
         | face_checks.landmark_faults(landmarks.numpy(), height, width, settings.max_landmark_distance)
@@ -97,12 +105,16 @@ def _faults(
 
 
 def _images(
-    frames: torch.Tensor, aligned: dict[str, torch.Tensor], wanted: Set[str], settings: Settings
+    frames: torch.Tensor,
+    aligned: dict[str, torch.Tensor],
+    hulls: list[np.ndarray],
+    wanted: Set[str],
+    settings: Settings,
 ) -> dict[str, torch.Tensor]:
     """Compute the wanted ones of MASK, ALIGNED_FACES and MASKED_FACES of sound, `aligned` faces."""
     images = {}
     if wanted & MASK_OUTPUTS:
-        masks = hull_masks(aligned["ALIGNED_LANDMARKS"].numpy(), settings.face_size)
+        masks = hull_masks(aligned["ALIGNED_LANDMARKS"].numpy(), hulls, settings.face_size)
         images["MASK"] = torch.from_numpy(masks)
     names = sorted(wanted & PIXEL_OUTPUTS)
     if names:

@@ -16,7 +16,7 @@ References
 .. [1] Cheong et al., "Py-Feat: Python Facial Expression Analysis Toolbox", Affective Science, 2023.
 """
 
-import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,31 +30,31 @@ from scipy.spatial import ConvexHull, QhullError
 JAW_ENDS = (0, 16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Edges:
-    """The edges of many hulls that are not horizontal and meet a row of their face; K in all.
+def convex_hulls(landmarks: np.ndarray) -> list[np.ndarray]:
+    """Find the hulls of landmarks on whole pixels.
 
-    Attributes
+    Parameters
     ----------
-    face : ndarray of int64, shape (K,)
-        Whose hull the edge belongs to.
-    top, bottom : ndarray of int64, shape (K, 2)
-        Ends (x, y) of the edge; y of `top` is the smaller.
+    landmarks : ndarray of int64, shape (N, 68, 2)
+        Landmarks (x, y), each coordinate within int32.
+
+    Returns
+    -------
+    list of ndarray of int, shape (V, 2)
+        The vertices of each face's hull in order around it; fewer than 3 where the landmarks lie on one line.
     """
-
-    face: np.ndarray
-    top: np.ndarray
-    bottom: np.ndarray
+    return [_hull_vertices(points) for points in landmarks.astype(np.int32)]
 
 
-def hull_masks(landmarks: np.ndarray, face_size: int) -> np.ndarray:
+def hull_masks(landmarks: np.ndarray, hulls: Sequence[np.ndarray], face_size: int) -> np.ndarray:
     """Mask the hull of the landmarks, edges and vertices included, and the forehead above the jaw's ends.
 
     Parameters
     ----------
     landmarks : ndarray of int64, shape (N, 68, 2)
-        Aligned landmarks (x, y); they may lie outside the face. The mask of a face whose landmarks lie on
-        one line means nothing.
+        Aligned landmarks (x, y); they may lie outside the face.
+    hulls : sequence of ndarray of int, shape (V, 2)
+        Their hulls, of 3 vertices or more, each coordinate within 2**20.
     face_size : int
         Side of the square aligned face, pixels.
 
@@ -63,33 +63,15 @@ def hull_masks(landmarks: np.ndarray, face_size: int) -> np.ndarray:
     ndarray of bool, shape (N, face_size, face_size)
         Rows are y, columns x.
     """
-    first, stop = _row_runs(_hull_edges(landmarks, face_size), len(landmarks), face_size)
+    first, stop = _row_runs(hulls, face_size)
     column = np.arange(face_size, dtype=first.dtype)
-    masks = column >= first[..., None]
-    masks &= column < stop[..., None]
+    masks = column >= first
+    masks &= column < stop
     _stamp_foreheads(masks, landmarks)
     return masks
 
 
-def _hull_edges(landmarks: np.ndarray, face_size: int) -> Edges:
-    hulls = [_hull_vertices(points) for points in landmarks.astype(np.int32)]
-    vertices = np.concatenate(hulls).astype(np.int64)
-    # Each edge goes from the vertex before it in the ring, the first one's from the ring's last.
-    before = np.arange(-1, len(vertices) - 1)
-    ring_sizes = np.array([len(hull) for hull in hulls])
-    ring_ends = ring_sizes.cumsum()
-    before[ring_ends - ring_sizes] = ring_ends - 1
-    previous = vertices[before]
-
-    downward = (vertices[:, 1] > previous[:, 1])[:, None]
-    top, bottom = np.where(downward, previous, vertices), np.where(downward, vertices, previous)
-    meets_face = (bottom[:, 1] > top[:, 1]) & (bottom[:, 1] >= 0) & (top[:, 1] < face_size)
-    face = np.arange(len(hulls)).repeat(ring_sizes)
-    return Edges(face[meets_face], top[meets_face], bottom[meets_face])
-
-
 def _hull_vertices(points: np.ndarray) -> np.ndarray:
-    """Return the vertices int32 ``[V, 2]`` of the hull of points int32 ``[68, 2]``, in order around it."""
     if convexHull is not None:
         return convexHull(points)[:, 0]
     try:
@@ -98,30 +80,43 @@ def _hull_vertices(points: np.ndarray) -> np.ndarray:
         return points[:1]
 
 
-def _row_runs(edges: Edges, count: int, face_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first column in the hull and the one after the last, ``[count, face_size]`` each.
+def _row_runs(hulls: Sequence[np.ndarray], face_size: int) -> np.ndarray:
+    """Return the first column in each hull and the one after the last, ``[2, N, face_size, 1]``.
 
     A row that a hull's edges cross between x and x' holds the whole pixels from ceil(x) to floor(x'). A row
-    that no edge meets, or that holds no whole pixel, has its `first` at or after its `stop`.
+    that no edge meets, or that holds no whole pixel, has its first column at or after its stop.
     """
-    from_row = np.maximum(edges.top[:, 1], 0)
-    rows = np.minimum(edges.bottom[:, 1], face_size - 1) + 1 - from_row
+    start, step, face = _edges(hulls)
+    end_y = start[:, 1] + step[:, 1]
+    from_row = np.maximum(np.minimum(start[:, 1], end_y), 0)
+    to_row = np.minimum(np.maximum(start[:, 1], end_y), face_size - 1)
+    # Level edges add nothing to the runs of the edges that they meet.
+    rows = np.where(step[:, 1] != 0, np.maximum(to_row + 1 - from_row, 0), 0)
+
     edge = np.arange(len(rows)).repeat(rows)
     row = np.arange(len(edge)) - (rows.cumsum() - rows - from_row)[edge]
+    x, y = start[edge].T
+    run, rise = step[edge].T
+    offset = (row - y) * run
+    place = face[edge] * face_size + row
+    runs = np.empty((2, len(hulls) * face_size), dtype=np.int64)
+    runs[0], runs[1] = face_size, 0
+    np.minimum.at(runs[0], place, x - (-offset // rise))
+    np.maximum.at(runs[1], place, x + offset // rise + 1)
+    # Narrow integers: these are compared with every column of every row.
+    runs = np.minimum(np.maximum(runs, 0), face_size).astype(np.int16)
+    return runs.reshape(2, len(hulls), face_size, 1)
 
-    run, rise = (edges.bottom - edges.top).T
-    x, y = edges.top.T
-    offset = (row - y[edge]) * run[edge]
-    cell = edges.face[edge] * face_size + row
-    first = np.full(count * face_size, face_size)
-    stop = np.zeros(count * face_size, dtype=np.int64)
-    np.minimum.at(first, cell, x[edge] - (-offset // rise[edge]))
-    np.maximum.at(stop, cell, x[edge] + offset // rise[edge] + 1)
-    return tuple(
-        # Narrow integers: these are compared with every column of every row.
-        np.minimum(np.maximum(ends, 0), face_size).astype(np.int16).reshape(count, face_size)
-        for ends in (first, stop)
-    )
+
+def _edges(hulls: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each edge of all hulls starts and how far it goes, ``[E, 2]`` each, and whose it is."""
+    sizes = np.array([len(hull) for hull in hulls])
+    ends = sizes.cumsum()
+    vertices = np.concatenate(hulls).astype(np.int64)
+    before = np.arange(-1, len(vertices) - 1)
+    before[ends - sizes] = ends - 1
+    start = vertices[before]
+    return start, vertices - start, np.arange(len(hulls)).repeat(sizes)
 
 
 def _stamp_foreheads(masks: np.ndarray, landmarks: np.ndarray) -> None:

@@ -48,11 +48,11 @@ class TritonPythonModel:
     """The interface that the Python backend looks for."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the config, pick the instance's device and share the cores among the instances."""
+        """Read the config and pick the instance's device."""
         config = json.loads(args["model_config"])
         self.settings = Settings.from_model_config(config)
         self.device = _instance_device(args["model_instance_kind"], args["model_instance_device_id"])
-        torch.set_num_threads(_threads_per_instance(config))
+        torch.set_num_threads(self.settings.torch_threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
@@ -99,12 +99,6 @@ def _instance_device(kind: str, device_id: str) -> torch.device:
         "the warp runs on the CPU. Install a CUDA build of torch."
     )
     return torch.device("cpu")
-
-
-def _threads_per_instance(config: dict[str, Any]) -> int:
-    """Split the cores this process may run on: each instance is a process whose torch would take all."""
-    instances = sum(group["count"] for group in config["instance_group"])
-    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
 def _frames(request: Any) -> torch.Tensor:

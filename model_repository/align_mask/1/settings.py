@@ -26,6 +26,8 @@ class Settings:
         Smallest side and largest area of a frame, pixels.
     max_landmark_distance : float
         How far outside its frame a landmark may lie, pixels.
+    torch_threads : int
+        Threads that one model instance computes with.
     """
 
     face_size: int
@@ -34,6 +36,7 @@ class Settings:
     min_frame_side: int
     max_frame_pixels: int
     max_landmark_distance: float
+    torch_threads: int
 
     @classmethod
     def from_model_config(cls, config: Mapping[str, Any]) -> "Settings":

@@ -57,11 +57,16 @@ def warp(frames: torch.Tensor, affine: torch.Tensor, face_size: int, fill: float
 
 def _normalized_affine(affine: torch.Tensor, frame_shape: tuple[int, int], face_size: int) -> torch.Tensor:
     """Return the ``[N, 3, 3]`` maps from normalized frame to normalized aligned coordinates."""
-    homogeneous = F.pad(affine, (0, 0, 0, 1))
-    homogeneous[:, 2, 2] = 1
     height, width = frame_shape
+    last_row = _last_row(affine.device).expand(len(affine), 1, 3)
+    homogeneous = torch.cat([affine, last_row], dim=1)
     pixels_of_frame = _pixels_of_normalized(height, width, affine.device)
     return _normalized_of_pixels(face_size, affine.device) @ homogeneous @ pixels_of_frame
+
+
+@functools.lru_cache(maxsize=8)
+def _last_row(device: torch.device) -> torch.Tensor:
+    return torch.tensor([0.0, 0.0, 1.0], device=device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,9 @@
 The wheel's server has no ONNX Runtime backend. Triton takes a `model.py` in its place for every model
 whose config says ``backend: "onnxruntime"``, so the same model repository serves here and, with the C++
 backend, in NVIDIA's container. Of a config this one honours what the C++ backend would: the file name,
-the tensors' names, types and dims, the instance kind, the thread counts of `parameters`, batching.
+the tensors' names, types and dims, the instance kind, the thread counts of `parameters`, batching. And one
+parameter that the C++ backend does not read: `cpu_rows_per_run`, how many rows of a batch go through the
+model at once on a CPU, so that what its operators pass on stays in the cache.
 """
 
 import json
@@ -44,6 +46,7 @@ class TritonPythonModel:
             providers=_providers(args["model_instance_kind"], args["model_instance_device_id"]),
         )
         self.joins_requests = self.config["max_batch_size"] > 0
+        self.rows_per_run = self._rows_per_run()
         self.input_types = {
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in self.config["input"]
@@ -69,6 +72,12 @@ class TritonPythonModel:
                 responses[position] = answer
         return responses
 
+    def _rows_per_run(self) -> int | None:
+        """Return how many rows to run at once, None for all."""
+        text = self.config.get("parameters", {}).get("cpu_rows_per_run", {}).get("string_value")
+        on_cpu = self.session.get_providers() == [CPU_PROVIDER]
+        return int(text) if text and on_cpu and self.joins_requests else None
+
     def _inputs(self, request: Any) -> Batch:
         return {
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().astype(kind, copy=False)
@@ -80,7 +89,7 @@ class TritonPythonModel:
         joined = {name: _joined([batch[name] for batch in batches]) for name in self.input_types}
         names = sorted(set().union(*wanted))
         try:
-            results = dict(zip(names, self.session.run(names, joined), strict=True))
+            results = dict(zip(names, self._run(names, joined), strict=True))
         except RUN_ERRORS as error:
             if len(batches) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
@@ -88,6 +97,18 @@ class TritonPythonModel:
                 self._answer([batch], [outputs])[0] for batch, outputs in zip(batches, wanted, strict=True)
             ]
         return _split(results, batches, wanted)
+
+    def _run(self, names: list[str], inputs: Batch) -> list[np.ndarray]:
+        rows = _rows(inputs)
+        if self.rows_per_run is None or rows <= self.rows_per_run:
+            return self.session.run(names, inputs)
+        runs = [
+            self.session.run(
+                names, {name: array[first : first + self.rows_per_run] for name, array in inputs.items()}
+            )
+            for first in range(0, rows, self.rows_per_run)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
 
 def _split(results: Batch, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
@@ -97,7 +118,7 @@ def _split(results: Batch, batches: list[Batch], wanted: list[list[str]]) -> lis
     responses = []
     first = 0
     for batch, outputs in zip(batches, wanted, strict=True):
-        stop = first + len(next(iter(batch.values())))
+        stop = first + _rows(batch)
         responses.append(_response({name: results[name][first:stop] for name in outputs}, outputs))
         first = stop
     return responses
@@ -107,6 +128,10 @@ def _response(results: Batch, outputs: list[str]) -> Any:
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, np.ascontiguousarray(results[name])) for name in outputs]
     )
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

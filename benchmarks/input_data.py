@@ -1,0 +1,48 @@
+"""`python -m benchmarks.input_data FILE.json`: faces with real landmarks as input data of perf_analyzer.
+
+Random landmarks will not do: most have no sensible hull and many are refused. The faces are cut out of the
+demo's photograph in many poses and places. `data/faces_uint8.json`, in the repository, is this with 8 faces.
+"""
+
+import argparse
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tests.faces import photo_faces
+
+SEED = 8
+
+
+def write_input_data(path: Path, faces: int, fp32: bool) -> None:
+    """Write `faces` crops of 112x112 with their landmarks, as FRAMES or as FRAMES_UINT8."""
+    frames, landmarks = photo_faces(faces, SEED)
+    if not fp32:
+        frames = np.round(255 * frames).astype(np.uint8)
+    name = "FRAMES" if fp32 else "FRAMES_UINT8"
+    steps = [
+        {name: _tensor(frame), "LANDMARKS": _tensor(points)}
+        for frame, points in zip(frames, landmarks, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"data": steps}) + "\n")
+
+
+def _tensor(values: np.ndarray) -> dict[str, object]:
+    return {"b64": base64.b64encode(values.tobytes()).decode(), "shape": list(values.shape)}
+
+
+def main() -> None:
+    """Write the file that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.input_data", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--faces", type=int, default=8, help="how many (default: %(default)s)")
+    parser.add_argument("--fp32", action="store_true", help="FRAMES instead of FRAMES_UINT8")
+    arguments = parser.parse_args()
+    write_input_data(arguments.file, arguments.faces, arguments.fp32)
+
+
+if __name__ == "__main__":
+    main()

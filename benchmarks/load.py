@@ -1,0 +1,101 @@
+"""Load on a server: NVIDIA's perf_analyzer where there is one, else the project's own client."""
+
+import concurrent.futures
+import csv
+import dataclasses
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.input_data import write_input_data
+from tests.faces import photo_faces
+from triton_face_client import FaceFeatureClient
+
+INPUT_FACES = 16
+CLIENT_SEED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What came of a closed loop: faces a second, and milliseconds of a request."""
+
+    faces_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class LoadError(RuntimeError):
+    """The load generator failed; the message is its own last words."""
+
+
+class PerfAnalyzer:
+    """perf_analyzer over gRPC. It asks for every output of the ensemble; it cannot be told otherwise."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.name = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.strip()
+        self._folder = tempfile.TemporaryDirectory()
+
+    def run(self, url: str, frames_input: str, batch: int, concurrency: int, requests: int) -> Load:
+        """Send `requests` requests of `batch` faces, `concurrency` of them at a time."""
+        data = Path(self._folder.name) / f"{frames_input}.json"
+        if not data.exists():
+            write_input_data(data, INPUT_FACES, fp32=frames_input == "FRAMES")
+        table = data.with_suffix(".csv")
+        table.unlink(missing_ok=True)
+        finished = subprocess.run(
+            [
+                *(self.command, "-m", "ensemble", "-i", "grpc", "-u", url, "-b", str(batch)),
+                *("--concurrency-range", str(concurrency), "--input-data", str(data)),
+                *("--request-count", str(requests), "-f", str(table)),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if not table.exists():
+            raise LoadError((finished.stdout + finished.stderr)[-2000:])
+        with table.open() as rows:
+            row = next(csv.DictReader(rows))
+        return Load(
+            float(row["Inferences/Second"]), float(row["p50 latency"]) / 1e3, float(row["p99 latency"]) / 1e3
+        )
+
+
+class OwnClient:
+    """Threads of the project's client; asks for HOG and POSE. Slower than perf_analyzer: it is Python."""
+
+    name = "triton_face_client"
+
+    def run(self, url: str, frames_input: str, batch: int, concurrency: int, requests: int) -> Load:
+        """Send `requests` requests of `batch` faces, `concurrency` of them at a time."""
+        frames, landmarks = photo_faces(batch, CLIENT_SEED)
+        if frames_input == "FRAMES_UINT8":
+            frames = np.round(255 * frames).astype(np.uint8)
+
+        def loop(count: int) -> list[float]:
+            with FaceFeatureClient(url) as client:
+                seconds = []
+                for _ in range(count):
+                    start = time.perf_counter()
+                    client.features(frames, landmarks)
+                    seconds.append(time.perf_counter() - start)
+            return seconds
+
+        share = -(-requests // concurrency)
+        with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
+            start = time.perf_counter()
+            seconds = [one for many in pool.map(loop, [share] * concurrency) for one in many]
+            elapsed = time.perf_counter() - start
+        p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
+        return Load(share * concurrency * batch / elapsed, float(p50), float(p99))
+
+
+def load_generator() -> PerfAnalyzer | OwnClient:
+    """Return perf_analyzer as PERF_ANALYZER names it or as PATH has it, else the own client."""
+    command = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
+    return PerfAnalyzer(command) if command else OwnClient()

@@ -1,0 +1,42 @@
+"""CPU time and memory of a server and its stubs, read from /proc."""
+
+import os
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def cpu_seconds(leader: int) -> float:
+    """Return the CPU seconds that a process and its descendants have used."""
+    return sum(int(stat[11]) + int(stat[12]) for stat in _tree(leader).values()) / TICKS
+
+
+def resident_megabytes(leader: int) -> float:
+    """Return the resident memory of a process and its descendants without what they share."""
+    total = 0
+    for pid in _tree(leader):
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        total += int(resident) - int(shared)
+    return total * PAGE / 2**20
+
+
+def shared_megabytes() -> float:
+    """Return what all of /dev/shm takes."""
+    usage = os.statvfs(SHARED_MEMORY)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize / 2**20
+
+
+def _tree(leader: int) -> dict[int, list[str]]:
+    """Return pid -> the fields of /proc/PID/stat after the command, of a process and its descendants."""
+    stats = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stats[int(folder.name)] = (folder / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:  # gone since the listing
+            continue
+    members = [leader]
+    for pid in members:
+        members += [child for child, stat in stats.items() if int(stat[1]) == pid]
+    return {pid: stats[pid] for pid in members}

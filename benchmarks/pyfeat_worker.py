@@ -1,0 +1,59 @@
+"""py-feat as an installed peer in a process and an environment of its own, timed where it runs.
+
+Reads one JSON object a line: ``{"call": NAME, "count": N, "repeats": R, "threads": T}``. Answers with the
+seconds of each repeat, a list. The faces are those of the file named on the command line, its first N.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.pyfeat_peer import load_functions
+
+
+def main(faces_file: str, weights: str) -> None:
+    """Serve timings until the input ends."""
+    os.environ["FEAT_POSE_MLP_PATH"] = weights
+    calls = _calls(np.load(faces_file))
+    for line in sys.stdin:
+        order = json.loads(line)
+        torch.set_num_threads(order["threads"])
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(order["repeats"]):
+                start = time.perf_counter()
+                calls[order["call"]](order["count"])
+                seconds.append(time.perf_counter() - start)
+        print(json.dumps(seconds), flush=True)
+
+
+def _calls(faces: dict[str, np.ndarray]) -> dict[str, Callable[[int], object]]:
+    face_mask, face_pose_mlp = load_functions()
+    image_operations = importlib.import_module("feat.utils.image_operations")
+    frames, points = torch.from_numpy(faces["frames"]), torch.from_numpy(faces["landmarks"])
+    normalized = points.flatten(1) / frames.shape[-1]
+    _, aligned, _ = face_mask.align_faces_batched(frames, points)
+
+    def features(count: int) -> None:
+        face_mask.extract_hog_features_batched(frames[:count], normalized[:count])
+        face_pose_mlp.pose_from_landmarks_mlp(points[:count])
+
+    return {
+        "batched": lambda n: face_mask.extract_hog_features_batched(frames[:n], normalized[:n]),
+        "legacy": lambda n: image_operations.extract_hog_features(frames[:n], normalized[:n]),
+        "masks": lambda n: face_mask._build_full_masks_cpu_skimage(aligned[:n], frames.shape[-1]),
+        "features": features,
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,213 @@
+"""The benchmark's page and plot, made from its JSON alone."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+Result = dict[str, Any]
+
+PEER_COLOURS = {"batched": "tab:orange", "legacy": "tab:red", "scipy_skimage": "tab:orange"}
+
+
+def write_report(result: Result, folder: Path) -> None:
+    """Write `bench.md` and `bench.png` into the folder."""
+    (folder / "bench.md").write_text(_page(result))
+    _plot(result, folder / "bench.png")
+
+
+def _page(result: Result) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    return (
+        "\n\n".join(
+            [
+                "# Measured",
+                f"Made by `make bench`: {machine}; load by {result['load']}; {result['rounds']} rounds. "
+                "Medians over rounds in which every side takes its turn; a ratio is the rounds' median "
+                "ratio. What bounds a row that falls short, and what was tried, is in "
+                "[the benchmarks' README](../README.md).",
+                "![The same figures as a picture](bench.png)",
+                "## Goals",
+                _table(["what", "goal", "measured", ""], _goals(result)),
+                "## In process, one thread, crops and landmarks to HOG, ms a face",
+                _table(
+                    ["faces", "ours", "py-feat batched", "py-feat legacy", "batched / ours", "legacy / ours"],
+                    [
+                        [row["faces"]]
+                        + [f"{row[name]:.3f}" for name in ("ours_ms", "batched_ms", "legacy_ms")]
+                        + [f"{row[name]:.1f}" for name in ("batched_ratio", "legacy_ratio")]
+                        for row in result["hog"]
+                    ],
+                ),
+                "## Masks alone, microseconds a face",
+                _table(
+                    ["faces", "ours", "scipy + scikit-image", "ratio"],
+                    [
+                        [
+                            row["faces"],
+                            f"{1e3 * row['ours_ms']:.1f}",
+                            f"{1e3 * row['scipy_skimage_ms']:.0f}",
+                            f"{row['scipy_skimage_ratio']:.1f}",
+                        ]
+                        for row in result["masks"]
+                    ],
+                ),
+                "## Growth, in process, one thread",
+                _table(
+                    ["faces", "ms a face", "over 5 faces"],
+                    [
+                        [row["faces"], f"{row['ours_ms']:.3f}", f"{row['over_5_faces']:.2f}"]
+                        for row in result["growth"]
+                    ],
+                ),
+                "## Served, HOG and pose",
+                _table(
+                    [
+                        "input",
+                        "faces a request",
+                        "in flight",
+                        "faces/s",
+                        "p50 ms",
+                        "p99 ms",
+                        "py-feat faces/s",
+                        "ratio",
+                    ],
+                    [
+                        [row["input"], row["batch"], row["concurrency"]]
+                        + [f"{row[name]:.0f}" for name in ("faces_per_second",)]
+                        + [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms")]
+                        + [f"{row['pyfeat_faces_per_second']:.0f}", f"{row['ratio']:.1f}"]
+                        for row in result["served"]
+                    ],
+                ),
+                "py-feat: `extract_hog_features_batched` and `pose_from_landmarks_mlp` in process, 50 faces, "
+                "two threads.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _goals(result: Result) -> list[list[str]]:
+    hog = {row["faces"]: row["batched_ratio"] for row in result["hog"]}
+    masks = {row["faces"]: row for row in result["masks"]}[50]
+    served = max(result["served"], key=lambda row: row["ratio"])
+    one, cost, memory = result["one_face"], result["cpu_cost"], result["memory"]
+    growth = max(abs(row["over_5_faces"] - 1) for row in result["growth"])
+    warm = memory[len(memory) // 4 :]
+    grown = {name: warm[-1][name] - warm[0][name] for name in ("resident_mb", "shared_mb")}
+    rows = [
+        *(
+            (
+                f"HOG in process, {count} faces, against py-feat batched",
+                f"≥ {goal}×",
+                f"{hog[count]:.1f}×",
+                hog[count] >= goal,
+            )
+            for count, goal in ((50, 10), (5, 8), (1, 6))
+        ),
+        (
+            "masks, 50 faces, against scipy + scikit-image",
+            "≥ 25×",
+            f"{masks['scipy_skimage_ratio']:.1f}× ({1e3 * masks['ours_ms']:.0f} µs a face)",
+            masks["scipy_skimage_ratio"] >= 25,
+        ),
+        (
+            "served on two cores, against py-feat in process with two threads",
+            "≥ 8×",
+            f"{served['ratio']:.1f}× ({served['faces_per_second']:.0f} faces/s: {served['input']}, "
+            f"{served['batch']} faces a request, {served['concurrency']} in flight)",
+            served["ratio"] >= 8,
+        ),
+        *(
+            (
+                f"served, one face, p50 against py-feat with {name}",
+                "≤ 0.7×",
+                f"{one[f'fp32_over_pyfeat_{threads}']:.2f}× FP32, "
+                f"{one[f'uint8_over_pyfeat_{threads}']:.2f}× UINT8",
+                max(one[f"fp32_over_pyfeat_{threads}"], one[f"uint8_over_pyfeat_{threads}"]) <= 0.7,
+            )
+            for threads, name in ((2, "two threads"), (1, "one thread"))
+        ),
+        (
+            "CPU seconds a face, served against in process",
+            "≤ 1.5×",
+            f"{cost['ratio']:.2f}× ({cost['served_cpu_ms']:.2f} ms against {cost['in_process_cpu_ms']:.2f})",
+            cost["ratio"] <= 1.5,
+        ),
+        ("ms a face from 5 to 500 faces", "within 20 %", f"within {100 * growth:.0f} %", growth <= 0.2),
+        (
+            f"server memory over {memory[-1]['seconds'] / 60:.1f} minutes of load, after the first quarter",
+            "bounded",
+            f"{grown['resident_mb']:+.0f} MB resident, {grown['shared_mb']:+.0f} MB shared",
+            sum(grown.values()) < 50,
+        ),
+    ]
+    return [
+        [what, goal, measured, "reached" if reached else "**missed**"]
+        for what, goal, measured, reached in rows
+    ]
+
+
+def _table(head: list[str], rows: list[list[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _plot(result: Result, path: Path) -> None:
+    figure, ((hog, masks), (served, memory)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    _plot_times(hog, result["hog"], "HOG in process, one thread")
+    _plot_times(masks, result["masks"], "masks alone")
+    _plot_served(served, result)
+    _plot_memory(memory, result["memory"])
+    machine = result["machine"]
+    figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, {machine['date']}")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_times(axes: plt.Axes, rows: list[Result], title: str) -> None:
+    counts = [row["faces"] for row in rows]
+    axes.plot(counts, [row["ours_ms"] for row in rows], "o-", color="tab:blue", label="ours")
+    for name, colour in PEER_COLOURS.items():
+        if f"{name}_ms" in rows[0]:
+            label = "scipy + scikit-image" if name == "scipy_skimage" else f"py-feat {name}"
+            axes.plot(counts, [row[f"{name}_ms"] for row in rows], "o-", color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="faces a call", ylabel="ms a face", title=title)
+    axes.set_xticks(counts, counts)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _plot_served(axes: plt.Axes, result: Result) -> None:
+    for offset, (frames_input, colour) in enumerate((("FRAMES", "tab:blue"), ("FRAMES_UINT8", "tab:cyan"))):
+        rows = [row for row in result["served"] if row["input"] == frames_input]
+        places = [place + 0.4 * offset for place in range(len(rows))]
+        axes.bar(places, [row["faces_per_second"] for row in rows], 0.4, color=colour, label=frames_input)
+    axes.plot(
+        [place + 0.2 for place in range(len(rows))],
+        [row["pyfeat_faces_per_second"] for row in rows],
+        "s",
+        color="tab:orange",
+        label="py-feat in process, two threads",
+    )
+    axes.set_xticks(
+        [place + 0.2 for place in range(len(rows))], [f"{row['batch']}x{row['concurrency']}" for row in rows]
+    )
+    axes.set(xlabel="faces a request x requests in flight", ylabel="faces/s", title="served, HOG and pose")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+
+
+def _plot_memory(axes: plt.Axes, rows: list[Result]) -> None:
+    seconds = [row["seconds"] for row in rows]
+    axes.plot(seconds, [row["resident_mb"] for row in rows], "o-", label="resident, all processes")
+    axes.plot(seconds, [row["shared_mb"] for row in rows], "o-", label="/dev/shm")
+    axes.set(xlabel="seconds of load", ylabel="MB", title="server memory", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,0 +1,152 @@
+"""Through a real server over gRPC, beside py-feat in process: throughput, latency, CPU cost, memory."""
+
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.in_process import Row
+from benchmarks.load import OwnClient, PerfAnalyzer
+from benchmarks.ours import InProcess
+from benchmarks.peer import PyFeat, median_ratio, take_turns, timed
+from benchmarks.processes import cpu_seconds, resident_megabytes, shared_megabytes
+from deploy.local import LocalServer
+from triton_face_client import FaceFeatureClient
+
+PEER_FACES = 50
+"""py-feat's best number of faces a call on two cores is near this one."""
+
+SWEEP = ((1, 1), (8, 2), (32, 2), (32, 3), (64, 2), (64, 3))
+"""Faces a request and requests in flight."""
+
+SWEEP_FACES = 4000
+"""Faces sent for each of them, but at most `SWEEP_REQUESTS` requests."""
+
+SWEEP_REQUESTS = 500
+
+MEMORY_BATCHES = (1, 8, 32, 64, 128)
+
+
+def throughput_rows(
+    server: LocalServer, load: PerfAnalyzer | OwnClient, peer: PyFeat, threads: int, rounds: int
+) -> list[Row]:
+    """Sweep batch and concurrency with both kinds of frames; py-feat takes its turn beside each."""
+    rows = []
+    sweep = [(name, *point) for name in ("FRAMES", "FRAMES_UINT8") for point in SWEEP]
+    for frames_input, batch, concurrency in tqdm(sweep, desc="served", unit="point"):
+        requests = min(SWEEP_REQUESTS, SWEEP_FACES // batch)
+        loads = []
+
+        def served(
+            frames_input: str = frames_input, batch: int = batch, concurrency: int = concurrency
+        ) -> float:
+            loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, requests))  # noqa: B023
+            return 1 / loads[-1].faces_per_second  # noqa: B023
+
+        seconds = take_turns(
+            {
+                "ours": served,
+                "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads, 5) / PEER_FACES,
+            },
+            rounds,
+        )
+        rows.append(
+            {
+                "input": frames_input,
+                "batch": batch,
+                "concurrency": concurrency,
+                "faces_per_second": 1 / float(np.median(seconds["ours"])),
+                "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
+                "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
+                "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),
+                "ratio": median_ratio(seconds["pyfeat"], seconds["ours"]),
+            }
+        )
+    return rows
+
+
+def one_face(
+    server: LocalServer, peer: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
+) -> Row:
+    """Time one face, one request at a time, against py-feat's one face in process with 1 and 2 threads."""
+    in_bytes = np.round(255 * frames[:1]).astype(np.uint8)
+    with FaceFeatureClient(server.grpc_url) as client:
+        seconds = take_turns(
+            {
+                "fp32": timed(lambda: client.features(frames[:1], landmarks[:1]), 100),
+                "uint8": timed(lambda: client.features(in_bytes, landmarks[:1]), 100),
+                "pyfeat_1": lambda: peer.seconds("features", 1, 1, 20),
+                "pyfeat_2": lambda: peer.seconds("features", 1, 2, 20),
+            },
+            rounds,
+        )
+    row: Row = {f"{name}_ms": 1e3 * float(np.median(values)) for name, values in seconds.items()}
+    for kind in ("fp32", "uint8"):
+        for threads in (1, 2):
+            row[f"{kind}_over_pyfeat_{threads}"] = median_ratio(seconds[kind], seconds[f"pyfeat_{threads}"])
+    return row
+
+
+def cpu_cost(
+    server: LocalServer,
+    load: PerfAnalyzer | OwnClient,
+    frames: np.ndarray,
+    landmarks: np.ndarray,
+    best: Row,
+    rounds: int,
+) -> Row:
+    """Compare CPU seconds a face of the server's processes with the same computation in one process."""
+    ours = InProcess(threads=1)
+    batch = int(best["batch"])
+    requests = min(SWEEP_REQUESTS, SWEEP_FACES // batch)
+    faces = np.resize(frames, (batch, *frames.shape[1:])), np.resize(landmarks, (batch, 68, 2))
+    if best["input"] == "FRAMES_UINT8":
+        faces = np.round(255 * faces[0]).astype(np.uint8), faces[1]
+
+    def served() -> float:
+        with FaceFeatureClient(server.grpc_url) as client:
+            before, seconds = _faces_served(client), cpu_seconds(server.pid)
+            load.run(server.grpc_url, str(best["input"]), batch, int(best["concurrency"]), requests)
+            seconds = cpu_seconds(server.pid) - seconds
+            return seconds / (_faces_served(client) - before)
+
+    def in_process() -> float:
+        repeats = max(3, 1000 // batch)
+        start = time.process_time()
+        for _ in range(repeats):
+            ours.features(*faces)
+        return (time.process_time() - start) / repeats / batch
+
+    seconds = take_turns({"served": served, "in_process": in_process}, rounds)
+    return {
+        "input": best["input"],
+        "batch": batch,
+        "concurrency": best["concurrency"],
+        "served_cpu_ms": 1e3 * float(np.median(seconds["served"])),
+        "in_process_cpu_ms": 1e3 * float(np.median(seconds["in_process"])),
+        "ratio": median_ratio(seconds["served"], seconds["in_process"]),
+    }
+
+
+def memory_rows(server: LocalServer, load: PerfAnalyzer | OwnClient, minutes: float) -> list[Row]:
+    """Sample the memory of the server's processes and /dev/shm under a load that changes its batch size."""
+    rows: list[Row] = []
+    start = time.monotonic()
+    with tqdm(total=round(60 * minutes), desc="memory", unit="s") as progress:
+        while (elapsed := time.monotonic() - start) < 60 * minutes:
+            for batch in MEMORY_BATCHES:
+                load.run(server.grpc_url, "FRAMES", batch, 2, max(20, 1000 // batch))
+            rows.append(
+                {
+                    "seconds": round(time.monotonic() - start, 1),
+                    "resident_mb": resident_megabytes(server.pid),
+                    "shared_mb": shared_megabytes(),
+                }
+            )
+            progress.update(round(rows[-1]["seconds"] - elapsed))
+    return rows
+
+
+def _faces_served(client: FaceFeatureClient) -> int:
+    statistics = client.connection.get_inference_statistics("align_mask")
+    return statistics.model_stats[0].inference_count
