@@ -16,6 +16,9 @@ from benchmarks.input_data import write_input_data
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient
 
+WINDOWS = 3
+"""perf_analyzer compares its last three."""
+
 INPUT_FACES = 16
 CLIENT_SEED = 8
 
@@ -41,8 +44,8 @@ class PerfAnalyzer:
         self.name = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.strip()
         self._folder = tempfile.TemporaryDirectory()
 
-    def run(self, url: str, frames_input: str, batch: int, concurrency: int, requests: int) -> Load:
-        """Send `requests` requests of `batch` faces, `concurrency` of them at a time."""
+    def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:
+        """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds` and more."""
         data = Path(self._folder.name) / f"{frames_input}.json"
         if not data.exists():
             write_input_data(data, INPUT_FACES, fp32=frames_input == "FRAMES")
@@ -52,7 +55,9 @@ class PerfAnalyzer:
             [
                 *(self.command, "-m", "ensemble", "-i", "grpc", "-u", url, "-b", str(batch)),
                 *("--concurrency-range", str(concurrency), "--input-data", str(data)),
-                *("--request-count", str(requests), "-f", str(table)),
+                *("--measurement-interval", str(round(1000 * seconds / WINDOWS)), "-f", str(table)),
+                # What a machine with neighbours does; medians over rounds are taken later.
+                *("--stability-percentage", "100", "--max-trials", str(WINDOWS)),
             ],
             capture_output=True,
             text=True,
@@ -71,28 +76,27 @@ class OwnClient:
 
     name = "triton_face_client"
 
-    def run(self, url: str, frames_input: str, batch: int, concurrency: int, requests: int) -> Load:
-        """Send `requests` requests of `batch` faces, `concurrency` of them at a time."""
+    def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:
+        """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds`."""
         frames, landmarks = photo_faces(batch, CLIENT_SEED)
         if frames_input == "FRAMES_UINT8":
             frames = np.round(255 * frames).astype(np.uint8)
+        end = time.perf_counter() + seconds
 
-        def loop(count: int) -> list[float]:
+        def loop(_number: int) -> list[float]:
+            latencies = []
             with FaceFeatureClient(url) as client:
-                seconds = []
-                for _ in range(count):
-                    start = time.perf_counter()
+                while (start := time.perf_counter()) < end:
                     client.features(frames, landmarks)
-                    seconds.append(time.perf_counter() - start)
-            return seconds
+                    latencies.append(time.perf_counter() - start)
+            return latencies
 
-        share = -(-requests // concurrency)
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
             start = time.perf_counter()
-            seconds = [one for many in pool.map(loop, [share] * concurrency) for one in many]
+            latencies = [one for many in pool.map(loop, range(concurrency)) for one in many]
             elapsed = time.perf_counter() - start
-        p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
-        return Load(share * concurrency * batch / elapsed, float(p50), float(p99))
+        p50, p99 = 1e3 * np.quantile(latencies, [0.5, 0.99])
+        return Load(len(latencies) * batch / elapsed, float(p50), float(p99))
 
 
 def load_generator() -> PerfAnalyzer | OwnClient:

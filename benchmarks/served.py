@@ -16,13 +16,11 @@ from triton_face_client import FaceFeatureClient
 PEER_FACES = 50
 """py-feat's best number of faces a call on two cores is near this one."""
 
-SWEEP = ((1, 1), (8, 2), (32, 2), (32, 3), (64, 2), (64, 3))
+SWEEP = ((1, 1), (8, 2), (32, 2), (32, 3), (64, 3))
 """Faces a request and requests in flight."""
 
-SWEEP_FACES = 4000
-"""Faces sent for each of them, but at most `SWEEP_REQUESTS` requests."""
-
-SWEEP_REQUESTS = 500
+LOAD_SECONDS = 5.0
+"""Length of each load."""
 
 MEMORY_BATCHES = (1, 8, 32, 64, 128)
 
@@ -34,13 +32,12 @@ def throughput_rows(
     rows = []
     sweep = [(name, *point) for name in ("FRAMES", "FRAMES_UINT8") for point in SWEEP]
     for frames_input, batch, concurrency in tqdm(sweep, desc="served", unit="point"):
-        requests = min(SWEEP_REQUESTS, SWEEP_FACES // batch)
         loads = []
 
         def served(
             frames_input: str = frames_input, batch: int = batch, concurrency: int = concurrency
         ) -> float:
-            loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, requests))  # noqa: B023
+            loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, LOAD_SECONDS))  # noqa: B023
             return 1 / loads[-1].faces_per_second  # noqa: B023
 
         seconds = take_turns(
@@ -98,7 +95,6 @@ def cpu_cost(
     """Compare CPU seconds a face of the server's processes with the same computation in one process."""
     ours = InProcess(threads=1)
     batch = int(best["batch"])
-    requests = min(SWEEP_REQUESTS, SWEEP_FACES // batch)
     faces = np.resize(frames, (batch, *frames.shape[1:])), np.resize(landmarks, (batch, 68, 2))
     if best["input"] == "FRAMES_UINT8":
         faces = np.round(255 * faces[0]).astype(np.uint8), faces[1]
@@ -106,7 +102,7 @@ def cpu_cost(
     def served() -> float:
         with FaceFeatureClient(server.grpc_url) as client:
             before, seconds = _faces_served(client), cpu_seconds(server.pid)
-            load.run(server.grpc_url, str(best["input"]), batch, int(best["concurrency"]), requests)
+            load.run(server.grpc_url, str(best["input"]), batch, int(best["concurrency"]), LOAD_SECONDS)
             seconds = cpu_seconds(server.pid) - seconds
             return seconds / (_faces_served(client) - before)
 
@@ -135,7 +131,7 @@ def memory_rows(server: LocalServer, load: PerfAnalyzer | OwnClient, minutes: fl
     with tqdm(total=round(60 * minutes), desc="memory", unit="s") as progress:
         while (elapsed := time.monotonic() - start) < 60 * minutes:
             for batch in MEMORY_BATCHES:
-                load.run(server.grpc_url, "FRAMES", batch, 2, max(20, 1000 // batch))
+                load.run(server.grpc_url, "FRAMES", batch, 2, LOAD_SECONDS)
             rows.append(
                 {
                     "seconds": round(time.monotonic() - start, 1),

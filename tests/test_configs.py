@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from google.protobuf import json_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
+from deploy.local.demo import photograph
 from export.hog_graph import feature_length
 from export.repository import DEFAULT_REPOSITORY, read_config
 from settings import Settings, SettingsError
@@ -117,6 +119,32 @@ def test_sizes_come_from_face_size():
     assert settings.face_size == 112
     assert (settings.box_enlarge, settings.fill) == (2.5, 128)
     assert config("hog").output[0].dims[0] == feature_length(settings.face_size)
+
+
+@pytest.mark.parametrize("tuning", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["align_mask", "hog", "pose_mlp"])
+def test_a_tuning_changes_instances_and_warm_up_alone(name: str, tuning: str):
+    path = DEFAULT_REPOSITORY / name / "configs" / f"{tuning}.pbtxt"
+    tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    assert {group.kind for group in tuned.instance_group} == {
+        model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{tuning.upper()}")
+    }
+    assert [warmup.batch_size for warmup in tuned.model_warmup][:2] == [1, 8]
+    expected = config(name)
+    for field in ("instance_group", "model_warmup"):
+        tuned.ClearField(field)
+        expected.ClearField(field)
+    for added in set(tuned.parameters) - set(expected.parameters):
+        assert added == "arena_extend_strategy"
+        del tuned.parameters[added]
+    assert tuned == expected
+
+
+@pytest.mark.parametrize("name", ["align_mask", "pose_mlp"])
+def test_warm_up_has_the_landmarks_of_the_demo(name: str):
+    crop, landmarks = photograph()
+    warm = np.fromfile(DEFAULT_REPOSITORY / name / "warmup" / "landmarks", dtype="<f4").reshape(68, 2)
+    np.testing.assert_allclose(warm, landmarks * 112 / crop.shape[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,21 @@ def _batches(client: FaceFeatureClient) -> tuple[int, int]:
     return model.inference_count, model.execution_count
 
 
+def test_the_cpu_tuning_is_warm_and_gives_the_same_bits(repository: Path, client: FaceFeatureClient):
+    frames, landmarks = photo_faces(20, 61)
+    expected = client.features(frames, landmarks, ENSEMBLE_OUTPUTS)
+    with (
+        LocalServer(repository, options=("--model-config-name=cpu",)) as tuned,
+        FaceFeatureClient(tuned.grpc_url) as own,
+    ):
+        config = own.connection.get_model_config("align_mask").config
+        faces = sum(warmup.batch_size for warmup in config.model_warmup)
+        assert executions(own)["align_mask"] == config.instance_group[0].count * faces
+        answers = own.features(frames, landmarks, ENSEMBLE_OUTPUTS)
+    for name in ENSEMBLE_OUTPUTS:
+        np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
+
+
 def test_metadata_names_the_interface(server: LocalServer):
     with grpcclient.InferenceServerClient(server.grpc_url) as connection:
         metadata = connection.get_model_metadata("ensemble", as_json=True)

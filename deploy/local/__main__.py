@@ -1,7 +1,7 @@
 """`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
 
 HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports, 0 takes a free one; MODEL_REPOSITORY names another
-repository than the project's.
+repository than the project's, MODEL_CONFIG_NAME a tuning in the models' `configs/` (cpu, gpu).
 """
 
 import os
@@ -25,7 +25,7 @@ def main() -> int:
         signal.signal(number, _stop_once)
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
-        with LocalServer(repository, _ports_from_environment()) as server:
+        with LocalServer(repository, _ports_from_environment(), _tuning_from_environment()) as server:
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")
             print(f"metrics  http://{server.metrics_url}/metrics")
@@ -48,6 +48,11 @@ def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     print("stopping ...", flush=True)
     raise KeyboardInterrupt
+
+
+def _tuning_from_environment() -> tuple[str, ...]:
+    name = os.environ.get("MODEL_CONFIG_NAME")
+    return (f"--model-config-name={name}",) if name else ()
 
 
 def _ports_from_environment() -> Ports:

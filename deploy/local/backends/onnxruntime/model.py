@@ -43,7 +43,7 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(
             str(path),
             _session_options(self.config),
-            providers=_providers(args["model_instance_kind"], args["model_instance_device_id"]),
+            providers=_providers(args["model_instance_kind"], args["model_instance_device_id"], self.config),
         )
         self.joins_requests = self.config["max_batch_size"] > 0
         self.rows_per_run = self._rows_per_run()
@@ -156,7 +156,7 @@ def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(kind: str, device_id: str) -> list[Any]:
+def _providers(kind: str, device_id: str, config: dict[str, Any]) -> list[Any]:
     """Return CUDA for a GPU instance, where this onnxruntime has it, and the CPU as what remains."""
     if kind != "GPU":
         return [CPU_PROVIDER]
@@ -166,7 +166,16 @@ def _providers(kind: str, device_id: str) -> list[Any]:
             "there; install onnxruntime-gpu to use the GPU"
         )
         return [CPU_PROVIDER]
-    return [(CUDA_PROVIDER, {"device_id": device_id}), CPU_PROVIDER]
+    return [(CUDA_PROVIDER, _cuda_options(config) | {"device_id": device_id}), CPU_PROVIDER]
+
+
+def _cuda_options(config: dict[str, Any]) -> dict[str, str]:
+    """Return what the config's execution accelerator of that name says."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    for accelerator in accelerators.get("gpu_execution_accelerator", []):
+        if accelerator["name"] == "cuda":
+            return dict(accelerator["parameters"])
+    return {}
 
 
 def _check_tensors(
