@@ -41,7 +41,8 @@ class PerfAnalyzer:
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.name = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.strip()
+        said = subprocess.run([command, "--version"], capture_output=True, text=True)
+        self.name = (said.stdout + said.stderr).strip()
         self._folder = tempfile.TemporaryDirectory()
 
     def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:

@@ -103,7 +103,7 @@ def _goals(result: Result) -> list[list[str]]:
     rows = [
         *(
             (
-                f"HOG in process, {count} faces, against py-feat batched",
+                f"HOG in process, {count} face{'s' * (count > 1)}, against py-feat batched",
                 f"≥ {goal}×",
                 f"{hog[count]:.1f}×",
                 hog[count] >= goal,

@@ -16,7 +16,7 @@ from triton_face_client import FaceFeatureClient
 PEER_FACES = 50
 """py-feat's best number of faces a call on two cores is near this one."""
 
-SWEEP = ((1, 1), (8, 2), (32, 2), (32, 3), (64, 3))
+SWEEP = ((1, 1), (8, 2), (32, 3), (64, 3), (128, 3))
 """Faces a request and requests in flight."""
 
 LOAD_SECONDS = 5.0
