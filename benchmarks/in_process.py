@@ -20,12 +20,11 @@ def hog_rows(peer: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: in
     ours = InProcess(threads=1)
     rows = []
     for count in tqdm(COUNTS, desc="HOG in process", unit="size"):
-        repeats = max(1, 20 // count)
         seconds = take_turns(
             {
-                "ours": timed(lambda n=count: ours.hog(frames[:n], landmarks[:n]), repeats),
-                "batched": lambda n=count, r=repeats: peer.seconds("batched", n, 1, r),
-                "legacy": lambda n=count, r=repeats: peer.seconds("legacy", n, 1, r),
+                "ours": timed(lambda n=count: ours.hog(frames[:n], landmarks[:n])),
+                "batched": lambda n=count: peer.seconds("batched", n, 1),
+                "legacy": lambda n=count: peer.seconds("legacy", n, 1),
             },
             rounds,
         )
@@ -41,7 +40,7 @@ def mask_rows(peer: PyFeat, landmarks: np.ndarray, rounds: int) -> list[Row]:
     for count in tqdm(COUNTS, desc="masks", unit="size"):
         seconds = take_turns(
             {
-                "ours": timed(lambda n=count: _masks(aligned[:n], settings.face_size), 5),
+                "ours": timed(lambda n=count: _masks(aligned[:n], settings.face_size)),
                 "scipy_skimage": lambda n=count: peer.seconds("masks", n, 1),
             },
             rounds,
@@ -54,10 +53,7 @@ def growth_rows(frames: np.ndarray, landmarks: np.ndarray, rounds: int) -> list[
     """Time a face at `GROWTH_COUNTS` faces a call, all sizes in turn in every round."""
     ours = InProcess(threads=1)
     sides = {
-        str(count): timed(
-            lambda n=count: ours.hog(frames[:n], landmarks[:n]), max(1, max(GROWTH_COUNTS) // count // 4)
-        )
-        for count in GROWTH_COUNTS
+        str(count): timed(lambda n=count: ours.hog(frames[:n], landmarks[:n])) for count in GROWTH_COUNTS
     }
     seconds = take_turns(sides, rounds)
     smallest = seconds[str(GROWTH_COUNTS[0])] / GROWTH_COUNTS[0]

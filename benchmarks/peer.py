@@ -14,6 +14,9 @@ from export.pose_checkpoint import DEFAULT_CHECKPOINT
 
 WORKER = Path(__file__).parent / "pyfeat_worker.py"
 
+TURN_SECONDS = 0.3
+"""A turn repeats its call that long at least: both sides in the steady state, none for longer."""
+
 SETTLE_SECONDS = 0.05
 """Idle OpenMP threads spin a little after a call; the other side must not pay for it."""
 
@@ -56,9 +59,9 @@ class PyFeat:
         self._process.communicate()
         self._folder.cleanup()
 
-    def seconds(self, call: str, count: int, threads: int, repeats: int = 1) -> float:
-        """Return the median seconds of one of the worker's calls on `count` faces."""
-        order = {"call": call, "count": count, "threads": threads, "repeats": repeats}
+    def seconds(self, call: str, count: int, threads: int) -> float:
+        """Return the median seconds of one of the worker's calls on `count` faces, over a turn."""
+        order = {"call": call, "count": count, "threads": threads, "seconds": TURN_SECONDS}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -80,13 +83,13 @@ def take_turns(sides: dict[str, Timed], rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(values[1:]) for name, values in seconds.items()}
 
 
-def timed(call: Callable[[], object], repeats: int) -> Timed:
-    """Make a side of a call in this process: the median seconds of `repeats` runs."""
+def timed(call: Callable[[], object]) -> Timed:
+    """Make a side of a call in this process: its median seconds over a turn."""
 
     def run() -> float:
         seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
+        end = time.perf_counter() + TURN_SECONDS
+        while (start := time.perf_counter()) < end:
             call()
             seconds.append(time.perf_counter() - start)
         return float(np.median(seconds))

@@ -1,7 +1,8 @@
 """py-feat as an installed peer in a process and an environment of its own, timed where it runs.
 
-Reads one JSON object a line: ``{"call": NAME, "count": N, "repeats": R, "threads": T}``. Answers with the
-seconds of each repeat, a list. The faces are those of the file named on the command line, its first N.
+Reads one JSON object a line: ``{"call": NAME, "count": N, "seconds": S, "threads": T}``. Repeats the call
+for S seconds and answers with what each took, a list. The faces are the first N of the file named on the
+command line.
 """
 
 import importlib
@@ -29,8 +30,8 @@ def main(faces_file: str, weights: str) -> None:
         torch.set_num_threads(order["threads"])
         seconds = []
         with torch.inference_mode():
-            for _ in range(order["repeats"]):
-                start = time.perf_counter()
+            end = time.perf_counter() + order["seconds"]
+            while (start := time.perf_counter()) < end:
                 calls[order["call"]](order["count"])
                 seconds.append(time.perf_counter() - start)
         print(json.dumps(seconds), flush=True)

@@ -43,7 +43,7 @@ def throughput_rows(
         seconds = take_turns(
             {
                 "ours": served,
-                "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads, 5) / PEER_FACES,
+                "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads) / PEER_FACES,
             },
             rounds,
         )
@@ -70,10 +70,10 @@ def one_face(
     with FaceFeatureClient(server.grpc_url) as client:
         seconds = take_turns(
             {
-                "fp32": timed(lambda: client.features(frames[:1], landmarks[:1]), 100),
-                "uint8": timed(lambda: client.features(in_bytes, landmarks[:1]), 100),
-                "pyfeat_1": lambda: peer.seconds("features", 1, 1, 20),
-                "pyfeat_2": lambda: peer.seconds("features", 1, 2, 20),
+                "fp32": timed(lambda: client.features(frames[:1], landmarks[:1])),
+                "uint8": timed(lambda: client.features(in_bytes, landmarks[:1])),
+                "pyfeat_1": lambda: peer.seconds("features", 1, 1),
+                "pyfeat_2": lambda: peer.seconds("features", 1, 2),
             },
             rounds,
         )

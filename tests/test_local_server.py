@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as grpcclient
 
 from deploy.local import LocalServer, ServerError
 from deploy.local.server import HOST, PROJECT, Ports
 from tests.faces import photo_faces
+from tests.test_onnxruntime_backend import TABLE, TABLE_CONFIG, add_model
 from triton_face_client import FaceFeatureClient
 
 FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
@@ -59,6 +61,19 @@ def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
         if name.startswith("ready"):
             return said
     raise AssertionError(process.stderr.read())
+
+
+def test_another_tuning_by_its_name(tmp_path: Path):
+    add_model(tmp_path, "table", TABLE, TABLE_CONFIG)
+    tunings = tmp_path / "table" / "configs"
+    tunings.mkdir()
+    tuned = TABLE_CONFIG.replace("max_batch_size: 64", "max_batch_size: 3")
+    (tunings / "small.pbtxt").write_text(f'name: "table"\n{tuned}')
+    process = start(tmp_path, MODEL_CONFIG_NAME="small")
+    with grpcclient.InferenceServerClient(read_until_ready(process)["gRPC"]) as connection:
+        assert connection.get_model_config("table").config.max_batch_size == 3
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 def test_stopping_leaves_nothing(repository: Path):

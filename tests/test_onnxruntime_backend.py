@@ -51,6 +51,33 @@ instance_group [ { count: 2 kind: KIND_CPU } ]
 """
 
 
+ROWS = """
+<ir_version: 8, opset_import: ["": 17]>
+rows (float[N, 1] VALUES) => (int64[N, 1] ROWS, float[N, 1] SAME)
+<int64[2] row = {1, 1}, int64[1] first = {0}, int64[1] second = {1}>
+{
+    shape = Shape (VALUES)
+    count = Slice (shape, first, second)
+    cell = Reshape (count, row)
+    ROWS = Expand (cell, shape)
+    SAME = Identity (VALUES)
+}
+"""
+
+ROWS_CONFIG = """
+backend: "onnxruntime"
+default_model_filename: "table.onnx"
+max_batch_size: 64
+input [ { name: "VALUES" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [
+  { name: "ROWS" data_type: TYPE_INT64 dims: [ 1 ] },
+  { name: "SAME" data_type: TYPE_FP32 dims: [ 1 ] }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+parameters [ { key: "cpu_rows_per_run" value: { string_value: "4" } } ]
+"""
+
+
 def add_model(repository: Path, name: str, graph: str, config: str) -> None:
     folder = repository / name / "1"
     folder.mkdir(parents=True)
@@ -63,6 +90,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.
     repository = tmp_path_factory.mktemp("small_models")
     add_model(repository, "table", TABLE, TABLE_CONFIG)
     add_model(repository, "total", TOTAL, TOTAL_CONFIG)
+    add_model(repository, "rows", ROWS, ROWS_CONFIG)
     with LocalServer(repository) as server, grpcclient.InferenceServerClient(server.grpc_url) as connected:
         yield connected
 
@@ -119,6 +147,17 @@ def test_a_model_that_does_not_batch(connection: grpcclient.InferenceServerClien
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         totals = list(pool.map(add_up, range(1, 41)))
     assert totals == [count * (count - 1) / 2 for count in range(1, 41)]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, [1]), (4, [4] * 4), (10, [4] * 8 + [2] * 2)])
+def test_large_batches_run_a_few_rows_at_a_time(
+    connection: grpcclient.InferenceServerClient, count: int, rows: list[int]
+):
+    values = np.arange(count, dtype=np.float32)[:, None]
+    tensor = grpcclient.InferInput("VALUES", [count, 1], "FP32")
+    result = connection.infer("rows", [tensor.set_data_from_numpy(values)])
+    assert result.as_numpy("ROWS")[:, 0].tolist() == rows
+    np.testing.assert_array_equal(result.as_numpy("SAME"), values)
 
 
 @pytest.mark.parametrize(
