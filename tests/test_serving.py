@@ -151,17 +151,6 @@ def test_any_subset_runs_only_what_it_needs(client: FaceFeatureClient, names: tu
     assert {model for model in after if after[model] > before[model]} == needed
 
 
-def ask(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: list[str]) -> Tensors:
-    """Send just these tensors, in a request of its own."""
-    inputs = []
-    for name, values in tensors.items():
-        tensor = grpcclient.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
-        inputs.append(tensor.set_data_from_numpy(values))
-    requested = [grpcclient.InferRequestedOutput(name) for name in outputs]
-    result = client.connection.infer(model, inputs, outputs=requested)
-    return {name: result.as_numpy(name) for name in outputs}
-
-
 def test_bytes_are_the_floats_they_stand_for(client: FaceFeatureClient):
     """All 256 of them; and MASKED_FACES shows the quotients' last bits."""
     frames, landmarks = photo_faces(20, 58, (120, 100))
@@ -183,13 +172,13 @@ def test_exactly_one_kind_of_frames(client: FaceFeatureClient, model: str, given
     with pytest.raises(
         InferenceServerException, match=f"{word} of FRAMES and FRAMES_UINT8 given: send"
     ) as caught:
-        ask(client, model, tensors, ["MASK"])
+        client._infer(model, tensors, ["MASK"])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 def test_pose_alone_needs_no_frames(client: FaceFeatureClient):
     _, landmarks = photo_faces(5, 60)
-    answer = ask(client, "ensemble", {"LANDMARKS": landmarks}, ["POSE"])
+    answer = client._infer("ensemble", {"LANDMARKS": landmarks}, ["POSE"])
     np.testing.assert_array_equal(answer["POSE"], client.pose(landmarks))
 
 
