@@ -1,7 +1,8 @@
 """`python -m benchmarks.input_data FILE.json`: faces with real landmarks as input data of perf_analyzer.
 
-Random landmarks will not do: most have no sensible hull and many are refused. The faces are cut out of the
-demo's photograph in many poses and places. `data/faces_uint8.json`, in the repository, is this with 8 faces.
+perf_analyzer's own random data will not do: it sends FRAMES and FRAMES_UINT8 both, which is refused, and its
+landmarks are no face's. The faces are cut out of the demo's photograph in many poses and places.
+`data/faces_uint8.json`, in the repository, is this with 8 faces.
 """
 
 import argparse

@@ -6,6 +6,7 @@ places; and spreads from one pixel to 5,000 with the jaw's ends around the face'
 are drawn anew, they have no hull.
 
 Real faces can be added: `--landmarks FILE.npz`, whose `landmarks` are ``[N, 68, 2]`` pixels of any frame.
+The record in `results/mask_equality.json` was written with both and `--output`.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from hull_mask import convex_hulls, hull_masks
 from tests import oracles
 from tests.faces import CROP, extreme_aligned_landmarks
 
-RESULT = Path(__file__).parent / "results" / "mask_equality.json"
 SETS_AT_ONCE = 1000
 BOX_ENLARGE = 2.5
 
@@ -51,17 +51,30 @@ def main() -> int:
         real = _aligned(np.load(arguments.landmarks)["landmarks"])
         result |= {"real_faces": len(real), "real_faces_differing": _differing(real)}
         differing += result["real_faces_differing"]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print({name: value for name, value in result.items() if name != "machine"})
     return 1 if differing else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_equality", description=__doc__)
-    parser.add_argument("--sets", type=int, default=1_000_000, help="landmark sets (default: %(default)s)")
+    parser.add_argument(
+        "--sets",
+        type=_thousands,
+        default=1_000_000,
+        help="landmark sets, whole thousands (default: %(default)s)",
+    )
     parser.add_argument("--landmarks", type=Path, metavar="FILE.npz", help="real faces to compare as well")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where to write the result")
     return parser.parse_args()
+
+
+def _thousands(text: str) -> int:
+    count = int(text)
+    if count <= 0 or count % SETS_AT_ONCE:
+        raise argparse.ArgumentTypeError(f"{count} is not a multiple of {SETS_AT_ONCE}")
+    return count
 
 
 def _compare_seed(seed: int) -> int:

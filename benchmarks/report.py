@@ -27,9 +27,11 @@ def _page(result: Result) -> str:
         "\n\n".join(
             [
                 "# Measured",
-                f"Made by `make bench`: {machine}; load by {result['load']}; {result['rounds']} rounds. "
+                f"Made by `make bench`: {machine}; load by {result['load']}; {result['rounds']} rounds "
+                f"in process, {result['served_rounds']} through the server. "
                 "Medians over rounds in which every side takes its turn; a ratio is the rounds' median "
-                "ratio. What bounds a row that falls short, and what was tried, is in "
+                "ratio, which on a machine whose speed drifts is not the ratio of the medians beside it. "
+                "What bounds a row that falls short, and what was tried, is in "
                 "[the benchmarks' README](../README.md).",
                 "![The same figures as a picture](bench.png)",
                 "## Goals",

@@ -53,6 +53,7 @@ def throughput_rows(
                 "batch": batch,
                 "concurrency": concurrency,
                 "faces_per_second": 1 / float(np.median(seconds["ours"])),
+                # take_turns throws the first round away, so its latencies go as well.
                 "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
                 "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
                 "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),

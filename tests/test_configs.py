@@ -123,7 +123,7 @@ def test_sizes_come_from_face_size():
 
 @pytest.mark.parametrize("tuning", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", ["align_mask", "hog", "pose_mlp"])
-def test_a_tuning_changes_instances_and_warm_up_alone(name: str, tuning: str):
+def test_a_tuning_changes_instances_warm_up_and_cuda_memory_alone(name: str, tuning: str):
     path = DEFAULT_REPOSITORY / name / "configs" / f"{tuning}.pbtxt"
     tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     assert {group.kind for group in tuned.instance_group} == {

@@ -75,6 +75,9 @@ def test_another_tuning_by_its_name(tmp_path: Path):
     process.terminate()
     assert process.wait(30) == 0
 
+    _, said = start(tmp_path, MODEL_CONFIG_NAME="smal").communicate(timeout=30)
+    assert said == "serve: MODEL_CONFIG_NAME=smal: no model has configs/smal.pbtxt, but ['small']\n"
+
 
 def test_stopping_leaves_nothing(repository: Path):
     before = shared_memory()

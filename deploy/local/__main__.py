@@ -25,7 +25,9 @@ def main() -> int:
         signal.signal(number, _stop_once)
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
-        with LocalServer(repository, _ports_from_environment(), _tuning_from_environment()) as server:
+        with LocalServer(
+            repository, _ports_from_environment(), _tuning_from_environment(repository)
+        ) as server:
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")
             print(f"metrics  http://{server.metrics_url}/metrics")
@@ -50,9 +52,15 @@ def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _tuning_from_environment() -> tuple[str, ...]:
+def _tuning_from_environment(repository: Path) -> tuple[str, ...]:
+    """Return the option for the tuning; Triton itself takes the default where there is none of a name."""
     name = os.environ.get("MODEL_CONFIG_NAME")
-    return (f"--model-config-name={name}",) if name else ()
+    if not name:
+        return ()
+    known = {path.stem for path in repository.glob("*/configs/*.pbtxt")}
+    if name not in known:
+        raise ServerError(f"MODEL_CONFIG_NAME={name}: no model has configs/{name}.pbtxt, but {sorted(known)}")
+    return (f"--model-config-name={name}",)
 
 
 def _ports_from_environment() -> Ports:
