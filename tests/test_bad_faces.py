@@ -11,6 +11,7 @@ import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
+from tests import oracles
 from tests.faces import photo_faces
 from tests.test_serving import infer_http
 from triton_face_client import FaceFeatureClient
@@ -70,12 +71,32 @@ def _enormous_pixel(frames: np.ndarray, landmarks: np.ndarray) -> None:
     frames[2] *= 1e25
 
 
+def _enormous_negative_pixel(frames: np.ndarray, landmarks: np.ndarray) -> None:
+    frames[2, 1, 30, 40] = -1e25
+
+
+def _minus_infinite_pixel(frames: np.ndarray, landmarks: np.ndarray) -> None:
+    frames[2, 0, 5, 6] = -np.inf
+
+
+def _far_left(frames: np.ndarray, landmarks: np.ndarray) -> None:
+    landmarks[2, 4, 0] = -8193
+
+
+def _far_above(frames: np.ndarray, landmarks: np.ndarray) -> None:
+    landmarks[2, 60, 1] = -8193
+
+
 BAD_FACES: dict[str, tuple[Spoil, str]] = {
     "NaN landmark": (_nan_landmark, "face 2: non-finite landmark: point 17"),
     "infinite landmark": (_infinite_landmark, "face 2: non-finite landmark: point 5"),
     "NaN pixel": (_nan_pixel, "face 2: non-finite pixel"),
     "infinite pixel": (_infinite_pixel, "face 2: non-finite pixel"),
     "enormous pixel": (_enormous_pixel, "face 2: pixel absurdly large"),
+    "enormous negative pixel": (_enormous_negative_pixel, "face 2: pixel absurdly large"),
+    "minus infinite pixel": (_minus_infinite_pixel, "face 2: non-finite pixel"),
+    "far left": (_far_left, "face 2: landmark absurdly far off: point 4 lies 8193 pixels outside"),
+    "far above": (_far_above, "face 2: landmark absurdly far off: point 60 lies 8193 pixels outside"),
     "on a line": (_on_a_line, "face 2: points on one line"),
     "on a level line": (_on_a_level_line, "face 2: points on one line"),
     "all equal": (_all_equal, "face 2: all landmarks are equal"),
@@ -114,6 +135,14 @@ def test_a_face_is_refused_whatever_is_asked_of_it(client: FaceFeatureClient, ki
     spoil(frames, landmarks)
     with pytest.raises(InferenceServerException, match=message):
         client.align(frames, landmarks, [output])
+
+
+def test_a_landmark_at_the_limit_is_served(client: FaceFeatureClient):
+    frames, landmarks = photo_faces(4, 62)
+    landmarks[:, 0] = [[-8192, 10], [112 + 8192, 10], [10, -8192], [10, 112 + 8192]]
+    answers = client.align(frames, landmarks, ["ALIGNED_LANDMARKS", "MASK"])
+    for points, mask in zip(answers["ALIGNED_LANDMARKS"], answers["MASK"], strict=True):
+        np.testing.assert_array_equal(mask, oracles.mask(points))
 
 
 @pytest.mark.parametrize("kind", FRAME_SIZES)

@@ -24,6 +24,16 @@ def test_masks_are_those_of_scipy_and_scikit_image():
         np.testing.assert_array_equal(mask, oracles.mask(points))
 
 
+@pytest.mark.parametrize("face_size", [1, 16, 97, 300])
+def test_masks_of_other_sizes(face_size: int):
+    landmarks = extreme_aligned_landmarks(100, 25) * face_size // 112
+    landmarks = landmarks[[len(hull) > 2 for hull in convex_hulls(landmarks)]]
+    masks = hull_mask.hull_masks(landmarks, convex_hulls(landmarks), face_size)
+    assert len(masks) > 50
+    for mask, points in zip(masks, landmarks, strict=True):
+        np.testing.assert_array_equal(mask, oracles.mask(points, face_size))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 2**20), st.integers(-60, 170))
 def test_masks_of_few_places_and_of_far_ones(seed: int, places: int, spread: int, centre: int):

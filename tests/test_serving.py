@@ -176,6 +176,14 @@ def test_exactly_one_kind_of_frames(client: FaceFeatureClient, model: str, given
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize("name", ["FRAMES", "FRAMES_UINT8"])
+def test_frames_without_landmarks(client: FaceFeatureClient, name: str):
+    frames = np.zeros((2, 3, 112, 112), dtype=np.float32 if name == "FRAMES" else np.uint8)
+    with pytest.raises(InferenceServerException, match="no LANDMARKS given: send FP32") as caught:
+        client._infer("align_mask", {name: frames}, ["MASK"])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 def test_pose_alone_needs_no_frames(client: FaceFeatureClient):
     _, landmarks = photo_faces(5, 60)
     answer = client._infer("ensemble", {"LANDMARKS": landmarks}, ["POSE"])

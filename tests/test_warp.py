@@ -35,6 +35,39 @@ def test_faces_off_the_frame_are_all_fill():
     assert (faces == 128).all()
 
 
+def test_the_fill_is_what_is_asked_for():
+    frames, landmarks = photo_faces(3, 17)
+    with_128, with_7 = (
+        warp(torch.from_numpy(frames), affines(landmarks), 112, fill) for fill in (128.0, 7.0)
+    )
+    filled = with_128 == 128
+    assert filled.any()
+    assert (with_7[filled] == 7).all()
+    assert torch.equal(with_7[~filled], with_128[~filled])
+
+
+def test_the_border_of_the_frame_is_inside():
+    """Sampling points right on |g| = 1: the corner's pixel and nothing beside it, weighted a quarter."""
+    frame = torch.full((1, 3, 32, 32), 4.0)
+    half_out = torch.tensor([[[1.0, 0, 0.5], [0, 1, 0.5]]])
+    face = warp(frame, half_out, 32, 128.0)
+    assert (face[0, :, 0, 0] == 1).all()
+    assert (face[0, :, 1:, 1:] == 4).all()
+
+
+def test_the_faster_product_serves_only_with_the_reference_bits(monkeypatch: pytest.MonkeyPatch):
+    """Whether it does is compared in earnest: places that are off by an ulp are found out."""
+    warp_module._has_reference_bits.cache_clear()
+    off = warp_module._pixel_places(48).clone()
+    off[0] = torch.nextafter(off[0], torch.tensor(2.0))
+    monkeypatch.setattr(warp_module, "_pixel_places", lambda _face_size: off)
+    assert not warp_module._has_reference_bits(48)
+    to_frame = torch.eye(2, 3).unsqueeze(0)
+    grid = F.affine_grid(to_frame, [1, 1, 48, 48], align_corners=False).permute(0, 3, 1, 2)
+    assert torch.equal(warp_module._sampling_grid(to_frame, 48), grid)
+    warp_module._has_reference_bits.cache_clear()
+
+
 def test_identity_and_half_pixel_shift():
     """On an aligned side equal to the frame's, the identity returns the frame, half a pixel the mean."""
     frame = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))

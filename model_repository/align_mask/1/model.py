@@ -30,8 +30,8 @@ FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
 """A request has one of them: float32 in [0, 1] or uint8, 0 to 255."""
 
 
-class FramesError(ValueError):
-    """A request has no frames, or both kinds; the message says what to send."""
+class InputError(ValueError):
+    """A request lacks a tensor, or has both kinds of frames; the message says what to send."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TritonPythonModel:
         for position, request in enumerate(requests):
             try:
                 parsed = self._parse(position, request)
-            except FramesError as error:
+            except InputError as error:
                 responses[position] = _refused(str(error))
             else:
                 alike[parsed.frames.dtype, parsed.frames.shape[1:]].append(parsed)
@@ -83,7 +83,7 @@ class TritonPythonModel:
         return FaceRequest(
             position=position,
             frames=_frames(request).to(self.device),
-            landmarks=_tensor(pb_utils.get_input_tensor_by_name(request, "LANDMARKS")).cpu(),
+            landmarks=_landmarks(request).cpu(),
             wanted=frozenset(request.requested_output_names()),
         )
 
@@ -105,11 +105,19 @@ def _frames(request: Any) -> torch.Tensor:
     given = [pb_utils.get_input_tensor_by_name(request, name) for name in FRAME_INPUTS]
     frames = [tensor for tensor in given if tensor is not None]
     if len(frames) != 1:
-        raise FramesError(
+        raise InputError(
             f"{'both' if frames else 'neither'} of FRAMES and FRAMES_UINT8 given: send FRAMES, FP32 in "
             "[0, 1], or FRAMES_UINT8, UINT8 from 0 to 255"
         )
     return _tensor(frames[0])
+
+
+def _landmarks(request: Any) -> torch.Tensor:
+    """Take LANDMARKS. With optional inputs beside it, Triton counts inputs but does not miss this one."""
+    landmarks = pb_utils.get_input_tensor_by_name(request, "LANDMARKS")
+    if landmarks is None:
+        raise InputError("no LANDMARKS given: send FP32 [N, 68, 2] in pixels of the frames")
+    return _tensor(landmarks)
 
 
 def _tensor(tensor: Any) -> torch.Tensor:
