@@ -1,8 +1,10 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
-# make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT)
+# make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make parity   compare with py-feat itself, in an environment of its own
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
+#
+# PYTHON=python3.11 names another Python, VENV=DIR another place for the environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -65,4 +67,4 @@ $(PARITY_BIN)/.installed: requirements-parity.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity build $(HOG_MODEL) $(POSE_MODEL)
+	rm -rf $(VENV) $(VENV)-parity build client/build client/src/*.egg-info $(HOG_MODEL) $(POSE_MODEL)
