@@ -212,7 +212,8 @@ def _plot_served(axes: plt.Axes, result: Result) -> None:
     )
     axes.set(xlabel="faces a request x requests in flight", ylabel="faces/s", title="served, HOG and pose")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    axes.margins(y=0.4)  # room for the legend above the bars
+    axes.legend(loc="upper left")
 
 
 def _plot_memory(axes: plt.Axes, rows: list[Result]) -> None:
