@@ -29,7 +29,10 @@ def main() -> int:
     """Measure and write; return 1 with one line when the environment lacks something."""
     arguments = _arguments()
     if "PYFEAT_PYTHON" not in os.environ:
-        print("bench: PYFEAT_PYTHON must name the Python of py-feat's environment; `make bench` sets it up")
+        print(
+            "bench: PYFEAT_PYTHON must name the Python of py-feat's environment; `make bench` sets it up",
+            file=sys.stderr,
+        )
         return 1
     try:
         result = _measure(arguments.rounds, arguments.memory_minutes)

@@ -5,7 +5,7 @@ import torch
 from tqdm import tqdm
 
 from alignment import align
-from benchmarks.ours import InProcess
+from benchmarks.ours import InProcess, align_settings
 from benchmarks.peer import PyFeat, median_ratio, take_turns, timed
 from hull_mask import convex_hulls, hull_masks
 
@@ -34,7 +34,8 @@ def hog_rows(peer: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: in
 
 def mask_rows(peer: PyFeat, landmarks: np.ndarray, rounds: int) -> list[Row]:
     """Time the masks alone against the loop of scipy and scikit-image that py-feat runs on a CPU."""
-    settings = InProcess(threads=1).settings
+    torch.set_num_threads(1)
+    settings = align_settings()
     aligned = align(torch.from_numpy(landmarks), settings.face_size, settings.box_enlarge).landmarks.numpy()
     rows = []
     for count in tqdm(COUNTS, desc="masks", unit="size"):

@@ -17,14 +17,22 @@ from tests.faces import photo_faces
 SEED = 8
 
 
-def write_input_data(path: Path, faces: int, fp32: bool) -> None:
-    """Write `faces` crops of 112x112 with their landmarks, as FRAMES or as FRAMES_UINT8."""
-    frames, landmarks = photo_faces(faces, SEED)
-    if not fp32:
-        frames = np.round(255 * frames).astype(np.uint8)
-    name = "FRAMES" if fp32 else "FRAMES_UINT8"
+def as_bytes(frames: np.ndarray) -> np.ndarray:
+    """Return frames in [0, 1] as uint8, what FRAMES_UINT8 takes."""
+    return np.round(255 * frames).astype(np.uint8)
+
+
+def input_faces(frames_input: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut `count` crops of 112x112 with their landmarks, in the type of FRAMES or of FRAMES_UINT8."""
+    frames, landmarks = photo_faces(count, SEED)
+    return (as_bytes(frames) if frames_input == "FRAMES_UINT8" else frames), landmarks
+
+
+def write_input_data(path: Path, frames_input: str, count: int) -> None:
+    """Write `input_faces` in perf_analyzer's format."""
+    frames, landmarks = input_faces(frames_input, count)
     steps = [
-        {name: _tensor(frame), "LANDMARKS": _tensor(points)}
+        {frames_input: _tensor(frame), "LANDMARKS": _tensor(points)}
         for frame, points in zip(frames, landmarks, strict=True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +50,7 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=8, help="how many (default: %(default)s)")
     parser.add_argument("--fp32", action="store_true", help="FRAMES instead of FRAMES_UINT8")
     arguments = parser.parse_args()
-    write_input_data(arguments.file, arguments.faces, arguments.fp32)
+    write_input_data(arguments.file, "FRAMES" if arguments.fp32 else "FRAMES_UINT8", arguments.faces)
 
 
 if __name__ == "__main__":

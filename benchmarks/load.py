@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.input_data import write_input_data
-from tests.faces import photo_faces
+from benchmarks.input_data import input_faces, write_input_data
 from triton_face_client import FaceFeatureClient
 
 WINDOWS = 3
 """perf_analyzer compares its last three."""
 
 INPUT_FACES = 16
-CLIENT_SEED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class PerfAnalyzer:
         """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds` and more."""
         data = Path(self._folder.name) / f"{frames_input}.json"
         if not data.exists():
-            write_input_data(data, INPUT_FACES, fp32=frames_input == "FRAMES")
+            write_input_data(data, frames_input, INPUT_FACES)
         table = data.with_suffix(".csv")
         table.unlink(missing_ok=True)
         finished = subprocess.run(
@@ -79,9 +77,7 @@ class OwnClient:
 
     def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:
         """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds`."""
-        frames, landmarks = photo_faces(batch, CLIENT_SEED)
-        if frames_input == "FRAMES_UINT8":
-            frames = np.round(255 * frames).astype(np.uint8)
+        frames, landmarks = input_faces(frames_input, batch)
         end = time.perf_counter() + seconds
 
         def loop(_number: int) -> list[float]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from alignment import align
 from benchmarks.machine import machine
+from benchmarks.ours import align_settings
 from deploy.local.demo import LANDMARKS_FILE
 from face_checks import hull_faults
 from hull_mask import convex_hulls, hull_masks
@@ -30,7 +31,6 @@ from tests import oracles
 from tests.faces import CROP, extreme_aligned_landmarks
 
 SETS_AT_ONCE = 1000
-BOX_ENLARGE = 2.5
 
 Draw = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -107,7 +107,9 @@ def _with_hull(draw: Draw, count: int, generator: np.random.Generator) -> np.nda
 
 
 def _aligned(landmarks: np.ndarray) -> np.ndarray:
-    return align(torch.from_numpy(np.float32(landmarks)), CROP, BOX_ENLARGE).landmarks.numpy()
+    settings = align_settings()
+    points = torch.from_numpy(np.float32(landmarks))
+    return align(points, settings.face_size, settings.box_enlarge).landmarks.numpy()
 
 
 def _distorted_faces(count: int, generator: np.random.Generator) -> np.ndarray:

@@ -23,10 +23,7 @@ class InProcess:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        align_config = json_format.MessageToDict(
-            read_config(DEFAULT_REPOSITORY, "align_mask"), preserving_proto_field_name=True
-        )
-        self.settings = Settings.from_model_config(align_config)
+        self.settings = align_settings()
         hog_config = read_config(DEFAULT_REPOSITORY, "hog")
         self.rows_per_run = int(hog_config.parameters["cpu_rows_per_run"].string_value)
         self._hog, self._pose = (_session(name, threads) for name in ("hog", "pose_mlp"))
@@ -45,6 +42,12 @@ class InProcess:
     def features(self, frames: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return HOG and POSE, as the ensemble does."""
         return self.hog(frames, landmarks), self._pose.run(None, {"LANDMARKS": landmarks})[0]
+
+
+def align_settings() -> Settings:
+    """Read what align_mask is configured to do."""
+    config = read_config(DEFAULT_REPOSITORY, "align_mask")
+    return Settings.from_model_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
 
 
 def _session(name: str, threads: int) -> onnxruntime.InferenceSession:

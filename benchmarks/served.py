@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.in_process import Row
+from benchmarks.input_data import as_bytes
 from benchmarks.load import OwnClient, PerfAnalyzer
 from benchmarks.ours import InProcess
 from benchmarks.peer import PyFeat, median_ratio, take_turns, timed
@@ -29,45 +30,54 @@ def throughput_rows(
     server: LocalServer, load: PerfAnalyzer | OwnClient, peer: PyFeat, threads: int, rounds: int
 ) -> list[Row]:
     """Sweep batch and concurrency with both kinds of frames; py-feat takes its turn beside each."""
-    rows = []
     sweep = [(name, *point) for name in ("FRAMES", "FRAMES_UINT8") for point in SWEEP]
-    for frames_input, batch, concurrency in tqdm(sweep, desc="served", unit="point"):
-        loads = []
+    return [
+        _throughput_row(server, load, peer, threads, rounds, *point)
+        for point in tqdm(sweep, desc="served", unit="point")
+    ]
 
-        def served(
-            frames_input: str = frames_input, batch: int = batch, concurrency: int = concurrency
-        ) -> float:
-            loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, LOAD_SECONDS))  # noqa: B023
-            return 1 / loads[-1].faces_per_second  # noqa: B023
 
-        seconds = take_turns(
-            {
-                "ours": served,
-                "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads) / PEER_FACES,
-            },
-            rounds,
-        )
-        rows.append(
-            {
-                "input": frames_input,
-                "batch": batch,
-                "concurrency": concurrency,
-                "faces_per_second": 1 / float(np.median(seconds["ours"])),
-                # take_turns throws the first round away, so its latencies go as well.
-                "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
-                "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
-                "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),
-                "ratio": median_ratio(seconds["pyfeat"], seconds["ours"]),
-            }
-        )
-    return rows
+def _throughput_row(
+    server: LocalServer,
+    load: PerfAnalyzer | OwnClient,
+    peer: PyFeat,
+    threads: int,
+    rounds: int,
+    frames_input: str,
+    batch: int,
+    concurrency: int,
+) -> Row:
+    loads = []
+
+    def served() -> float:
+        loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, LOAD_SECONDS))
+        return 1 / loads[-1].faces_per_second
+
+    seconds = take_turns(
+        {
+            "ours": served,
+            "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads) / PEER_FACES,
+        },
+        rounds,
+    )
+    return {
+        "input": frames_input,
+        "batch": batch,
+        "concurrency": concurrency,
+        "faces_per_second": 1 / float(np.median(seconds["ours"])),
+        # take_turns throws the first round away, so its latencies go as well.
+        "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
+        "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
+        "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),
+        "ratio": median_ratio(seconds["pyfeat"], seconds["ours"]),
+    }
 
 
 def one_face(
     server: LocalServer, peer: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
 ) -> Row:
     """Time one face, one request at a time, against py-feat's one face in process with 1 and 2 threads."""
-    in_bytes = np.round(255 * frames[:1]).astype(np.uint8)
+    in_bytes = as_bytes(frames[:1])
     with FaceFeatureClient(server.grpc_url) as client:
         seconds = take_turns(
             {
@@ -98,7 +108,7 @@ def cpu_cost(
     batch = int(best["batch"])
     faces = np.resize(frames, (batch, *frames.shape[1:])), np.resize(landmarks, (batch, 68, 2))
     if best["input"] == "FRAMES_UINT8":
-        faces = np.round(255 * faces[0]).astype(np.uint8), faces[1]
+        faces = as_bytes(faces[0]), faces[1]
 
     def served() -> float:
         with FaceFeatureClient(server.grpc_url) as client:
