@@ -57,15 +57,15 @@ def test_the_border_of_the_frame_is_inside():
 
 def test_the_faster_product_serves_only_with_the_reference_bits(monkeypatch: pytest.MonkeyPatch):
     """Whether it does is compared in earnest: places that are off by an ulp are found out."""
-    warp_module._has_reference_bits.cache_clear()
+    warp_module.has_reference_bits.cache_clear()
     off = warp_module._pixel_places(48).clone()
     off[0] = torch.nextafter(off[0], torch.tensor(2.0))
     monkeypatch.setattr(warp_module, "_pixel_places", lambda _face_size: off)
-    assert not warp_module._has_reference_bits(48)
+    assert not warp_module.has_reference_bits(48)
     to_frame = torch.eye(2, 3).unsqueeze(0)
     grid = F.affine_grid(to_frame, [1, 1, 48, 48], align_corners=False).permute(0, 3, 1, 2)
     assert torch.equal(warp_module._sampling_grid(to_frame, 48), grid)
-    warp_module._has_reference_bits.cache_clear()
+    warp_module.has_reference_bits.cache_clear()
 
 
 def test_identity_and_half_pixel_shift():
@@ -107,7 +107,7 @@ def reference_warp(frames: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
 def test_bits_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool):
     """Whichever way the grid is made; the count decides which kernel of the BLAS multiplies."""
     if not faster_product:
-        monkeypatch.setattr(warp_module, "_has_reference_bits", lambda _face_size: False)
+        monkeypatch.setattr(warp_module, "has_reference_bits", lambda _face_size: False)
     frames, landmarks = photo_faces(count, 15, (131, 97))
     for points in (landmarks, extreme_landmarks(count, 16)):
         matrices = affines(points)

@@ -55,6 +55,23 @@ def warp(frames: torch.Tensor, affine: torch.Tensor, face_size: int, fill: float
     return faces.mul_(inside).add_((1 - inside).mul_(fill))
 
 
+@functools.lru_cache(maxsize=8)
+def has_reference_bits(face_size: int) -> bool:
+    """Tell whether the faster product gives the bits of `F.affine_grid` on this machine's CPU.
+
+    Parameters
+    ----------
+    face_size : int
+        Side of the square aligned face, pixels. The comparison is made once for each.
+    """
+    generator = torch.Generator().manual_seed(0)
+    to_frame = torch.randn((COMPARED_AFFINES, 2, 3), generator=generator)
+    places = _pixel_places(face_size).expand(COMPARED_AFFINES, 3, -1)
+    return torch.equal(
+        torch.bmm(to_frame, places), _reference_grid(to_frame, face_size).reshape(COMPARED_AFFINES, 2, -1)
+    )
+
+
 def _normalized_affine(affine: torch.Tensor, frame_shape: tuple[int, int], face_size: int) -> torch.Tensor:
     """Return the ``[N, 3, 3]`` maps from normalized frame to normalized aligned coordinates."""
     height, width = frame_shape
@@ -91,7 +108,7 @@ def _pixels_of_normalized(height: int, width: int, device: torch.device) -> torc
 def _sampling_grid(to_frame: torch.Tensor, face_size: int) -> torch.Tensor:
     """Return where in the normalized frame each aligned pixel lies, planes of x and y ``[N, 2, S, S]``."""
     count = len(to_frame)
-    if to_frame.device.type == "cpu" and _has_reference_bits(face_size):
+    if to_frame.device.type == "cpu" and has_reference_bits(face_size):
         places = _pixel_places(face_size).expand(count, 3, face_size**2)
         return torch.bmm(to_frame, places).view(count, 2, face_size, face_size)
     return _reference_grid(to_frame, face_size)
@@ -108,14 +125,3 @@ def _pixel_places(face_size: int) -> torch.Tensor:
     identity = torch.eye(2, 3).unsqueeze(0)
     places = _reference_grid(identity, face_size).reshape(2, -1)
     return torch.cat([places, torch.ones_like(places[:1])])
-
-
-@functools.lru_cache(maxsize=8)
-def _has_reference_bits(face_size: int) -> bool:
-    """Tell whether the faster product gives the bits of `F.affine_grid` on this machine's CPU."""
-    generator = torch.Generator().manual_seed(0)
-    to_frame = torch.randn((COMPARED_AFFINES, 2, 3), generator=generator)
-    places = _pixel_places(face_size).expand(COMPARED_AFFINES, 3, -1)
-    return torch.equal(
-        torch.bmm(to_frame, places), _reference_grid(to_frame, face_size).reshape(COMPARED_AFFINES, 2, -1)
-    )
