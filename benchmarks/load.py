@@ -82,7 +82,7 @@ class OwnClient:
 
         def loop(_number: int) -> list[float]:
             latencies = []
-            with FaceFeatureClient(url) as client:
+            with FaceFeatureClient(url, batch_size=batch) as client:
                 while (start := time.perf_counter()) < end:
                     client.features(frames, landmarks)
                     latencies.append(time.perf_counter() - start)

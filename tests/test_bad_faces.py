@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.local import LocalServer
 from tests import oracles
 from tests.faces import photo_faces
+from tests.raw import infer
 from tests.test_serving import infer_http
 from triton_face_client import FaceFeatureClient
 
@@ -190,7 +191,7 @@ def test_wrong_tensors_are_invalid_arguments(
     client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray
 ):
     with pytest.raises(InferenceServerException) as caught:
-        client.features(frames, landmarks)
+        infer(client, "ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, ["HOG", "POSE"])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
@@ -255,10 +256,11 @@ def test_refusals_with_pose_do_not_stall_the_ensemble(server: LocalServer, proto
 
 def test_pose_of_a_non_finite_face_is_its_own_row_alone(client: FaceFeatureClient):
     """pose_mlp asked directly, or through the ensemble for POSE alone, answers a non-finite row."""
-    frames, landmarks = photo_faces(8, 67)
+    _, landmarks = photo_faces(8, 67)
     clean = client.pose(landmarks)
     landmarks[3, 30] = np.nan
-    for pose in (client.pose(landmarks), client.features(frames, landmarks, ["POSE"])["POSE"]):
+    for model in ("pose_mlp", "ensemble"):
+        pose = infer(client, model, {"LANDMARKS": landmarks}, ["POSE"])["POSE"]
         assert np.isnan(pose[3]).all()
         np.testing.assert_array_equal(np.delete(pose, 3, axis=0), np.delete(clean, 3, axis=0))
 

@@ -18,6 +18,7 @@ from deploy.local import LocalServer
 from export.pose_checkpoint import DEFAULT_CHECKPOINT, load_pose_checkpoint
 from tests import oracles
 from tests.faces import photo_faces
+from tests.raw import infer
 from triton_face_client import FaceFeatureClient
 
 ALIGN_OUTPUTS = ["MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE", "MASK"]
@@ -172,7 +173,7 @@ def test_exactly_one_kind_of_frames(client: FaceFeatureClient, model: str, given
     with pytest.raises(
         InferenceServerException, match=f"{word} of FRAMES and FRAMES_UINT8 given: send"
     ) as caught:
-        client._infer(model, tensors, ["MASK"])
+        infer(client, model, tensors, ["MASK"])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
@@ -180,13 +181,13 @@ def test_exactly_one_kind_of_frames(client: FaceFeatureClient, model: str, given
 def test_frames_without_landmarks(client: FaceFeatureClient, name: str):
     frames = np.zeros((2, 3, 112, 112), dtype=np.float32 if name == "FRAMES" else np.uint8)
     with pytest.raises(InferenceServerException, match="no LANDMARKS given: send FP32") as caught:
-        client._infer("align_mask", {name: frames}, ["MASK"])
+        infer(client, "align_mask", {name: frames}, ["MASK"])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 def test_pose_alone_needs_no_frames(client: FaceFeatureClient):
     _, landmarks = photo_faces(5, 60)
-    answer = client._infer("ensemble", {"LANDMARKS": landmarks}, ["POSE"])
+    answer = infer(client, "ensemble", {"LANDMARKS": landmarks}, ["POSE"])
     np.testing.assert_array_equal(answer["POSE"], client.pose(landmarks))
 
 

@@ -1,9 +1,13 @@
 """The two frames in which head pose is given (SPEC section 5)."""
 
+from typing import Any
+
 import numpy as np
 
+from triton_face_client.torch_bridge import as_array, like
 
-def subject_pose(pose: np.ndarray) -> np.ndarray:
+
+def subject_pose(pose: Any) -> Any:
     """Turn raw poses into the convention of py-feat's tables.
 
     Convention
@@ -15,13 +19,14 @@ def subject_pose(pose: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    pose : ndarray, shape (N, 6)
+    pose : array or torch tensor, shape (N, 6)
         Raw Pitch, Roll, Yaw in radians, then X, Y, Z.
 
     Returns
     -------
-    ndarray, shape (N, 6)
+    array or torch tensor, shape (N, 6)
         Pitch, Roll, Yaw in radians in the subject's convention; X, Y, Z unchanged.
     """
-    pitch, roll, yaw = pose[:, 0], pose[:, 1], pose[:, 2]
-    return np.concatenate([np.stack([-pitch, -yaw, roll], axis=1), pose[:, 3:]], axis=1)
+    values = as_array(pose)
+    pitch, roll, yaw = values[:, 0], values[:, 1], values[:, 2]
+    return like(np.concatenate([np.stack([-pitch, -yaw, roll], axis=1), values[:, 3:]], axis=1), pose)

@@ -1,0 +1,124 @@
+"""Where the service is and how to get in: addresses, TLS, the channel's options."""
+
+import dataclasses
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE, KeepAliveOptions
+
+ADDRESS = re.compile(r"(?P<host>[^/\[\]:\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
+TARGET = re.compile(r"(dns|ipv4|ipv6|unix|xds):.+")
+
+RECONNECT_MS = 2000
+"""Longest pause between two tries to reach a server that is away; gRPC's own would be two minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """An encrypted connection, and with a certificate of the client's own a mutual one (mTLS).
+
+    Parameters
+    ----------
+    root_certificates : path, optional
+        PEM file of the authorities that the server's certificate is checked against; without it the
+        system's.
+    certificate_chain, private_key : path, optional
+        PEM files of the client's own certificate; both or neither.
+    server_name : str, optional
+        The name in the server's certificate, where the address has another.
+    """
+
+    root_certificates: str | Path | None = None
+    certificate_chain: str | Path | None = None
+    private_key: str | Path | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files; a ValueError names the one that cannot be read."""
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise ValueError("certificate_chain and private_key belong together: give both or neither")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.root_certificates),
+            private_key=_read(self.private_key),
+            certificate_chain=_read(self.certificate_chain),
+        )
+
+
+def target(url: str | Sequence[str]) -> str:
+    """Return gRPC's name for one address or several.
+
+    Parameters
+    ----------
+    url : str or sequence of str
+        ``HOST:PORT`` each, or one target in gRPC's own syntax, such as ``dns:///faces.lab:8001``, whose name
+        gRPC resolves again whenever a connection is lost. The names of several addresses are resolved here
+        and now.
+
+    Raises
+    ------
+    ValueError
+        When an address is none, or the host of one of several is not known.
+    """
+    addresses = [url] if isinstance(url, str) else list(url)
+    if not addresses:
+        raise ValueError("no address given: url is HOST:PORT, or a sequence of them")
+    for address in addresses:
+        if not (ADDRESS.fullmatch(address) or (len(addresses) == 1 and TARGET.fullmatch(address))):
+            raise ValueError(
+                f"{address!r} is not HOST:PORT: give the gRPC endpoint, for example 127.0.0.1:8001"
+            )
+    if len(addresses) == 1:
+        return addresses[0]
+    return "ipv4:" + ",".join(_resolved(address) for address in addresses)
+
+
+def channel_options(
+    url: str | Sequence[str], tls: Tls | None, keepalive: KeepAliveOptions
+) -> list[tuple[str, str | int]]:
+    """Return the channel's options: tritonclient's own, turns among addresses, quick reconnection."""
+    options: list[tuple[str, str | int]] = [
+        ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
+        ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+        ("grpc.keepalive_time_ms", keepalive.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", keepalive.keepalive_timeout_ms),
+        ("grpc.keepalive_permit_without_calls", keepalive.keepalive_permit_without_calls),
+        ("grpc.http2.max_pings_without_data", keepalive.http2_max_pings_without_data),
+        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+        # A channel of its own for each client: gRPC would otherwise share one that another client's
+        # failures have put on hold.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if tls is None:
+        return options
+    name = tls.server_name
+    if name is None and not isinstance(url, str) and len(url) > 1:
+        # Resolved addresses have no name; the certificate has that of the first one.
+        name = _host(url[0])
+    return options + ([("grpc.ssl_target_name_override", name)] if name else [])
+
+
+def _resolved(address: str) -> str:
+    host, port = _host(address), address.rpartition(":")[2]
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ValueError(f"the host of {address!r} is not known as an IPv4 address: {error}") from error
+    return f"{found[0][4][0]}:{port}"
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,287 @@
+"""The conversation about one request: what is sent, waited for and sent again until its faces are answered.
+
+It is a generator that knows nothing of connections. It yields what is to be done next, an action, and gets
+back what came of it, so that the blocking and the asynchronous client follow the same rules.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from triton_face_client.errors import (
+    DeadlineError,
+    FaceServiceError,
+    InvalidFacesError,
+    ServiceUnavailableError,
+)
+from triton_face_client.faces import Faces, Tensors
+from triton_face_client.retry import Retry, may_go_well_again
+from triton_face_client.service import Model
+from triton_face_client.shared_regions import INVALID_ARGUMENT, Region, Regions
+
+BLAMED = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
+"""A face and its reason in a refusal of align_mask; it names the first few."""
+UNNAMED = re.compile(r"; and (\d+) more$")
+"""How many it does not name."""
+
+DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
+REGION_LOST = "Unable to find shared memory region"
+REGION_IN_USE = "currently in use"
+
+REGION_SECONDS = 10.0
+"""For the server to map a region or let go of it, which takes it milliseconds."""
+
+FORGET_TRIES, FORGET_WAIT = 100, 0.05
+"""A cancelled request may run on for a while on the server, which then keeps its region: 5 s in all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How far a request goes.
+
+    Attributes
+    ----------
+    retry : Retry
+        When it is sent again.
+    timeout : float
+        Seconds for one try.
+    deadline : float
+        Moment of `time.monotonic` when the whole call must be over; infinite without one.
+    keep_invalid : bool
+        Whether refused faces are left out instead of failing the call.
+    """
+
+    retry: Retry
+    timeout: float
+    deadline: float
+    keep_invalid: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Send this inference request and hand back its `InferResult`."""
+
+    model: str
+    inputs: list[InferInput]
+    outputs: list[InferRequestedOutput]
+    seconds: float
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of tritonclient's calls."""
+        return {
+            "model_name": self.model,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            # The server's queue gives up when the client does: microseconds there, seconds here.
+            "timeout": int(self.seconds * 1e6),
+            "client_timeout": self.seconds,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """Wait these seconds."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Register:
+    """Make the region known to the server."""
+
+    region: Region
+
+
+@dataclasses.dataclass(frozen=True)
+class Forget:
+    """Have the server forget the region of this name."""
+
+    name: str
+
+
+Action = Send | Wait | Register | Forget
+Refused = dict[int, str]
+"""Faces that the service refuses, by their index in the call, and why."""
+
+Conversation = Generator[Action, Any, Any]
+Deliver = Callable[[np.ndarray, Tensors], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """The faces of a call that are asked for in one request.
+
+    Attributes
+    ----------
+    model : Model
+        Who is asked.
+    faces : Faces
+        All faces of the call.
+    rows : ndarray of int
+        Which of them are in the request.
+    outputs : tuple of str
+        What is asked for.
+    deliver : callable of (ndarray of int, dict of str to ndarray)
+        Takes the faces that are answered and their outputs. It copies: the arrays may lie in shared memory.
+    """
+
+    model: Model
+    faces: Faces
+    rows: np.ndarray
+    outputs: tuple[str, ...]
+    deliver: Deliver
+
+
+def converse(question: Question, policy: Policy, regions: Regions | None) -> Conversation:
+    """Ask until every face has its answer or its refusal; return the refusals.
+
+    Parameters
+    ----------
+    question : Question
+        What is asked.
+    policy : Policy
+        How far to go.
+    regions : Regions, optional
+        Shared memory to send the tensors through; without it they go into the message.
+
+    Raises
+    ------
+    InvalidFacesError
+        When faces are refused and the policy does not leave them out.
+    ServiceUnavailableError, DeadlineError, FaceServiceError
+        When no try succeeds.
+    """
+    rows, refused = question.rows, {}
+    while len(rows):
+        try:
+            yield from _tries(question, rows, policy, regions)
+        except InferenceServerException as error:
+            blamed = _blamed(error, rows)
+            if not blamed:
+                raise _as_ours(error) from None
+            if not policy.keep_invalid:
+                rest = UNNAMED.search(error.message())
+                raise InvalidFacesError(blamed, int(rest[1]) if rest else 0) from None
+            refused |= blamed
+            rows = rows[~np.isin(rows, list(blamed))]
+        else:
+            break
+    return refused
+
+
+def take_leave(regions: Regions) -> Conversation:
+    """Give shared memory back, the server's share of it too."""
+    for name in regions.close():
+        for _ in range(FORGET_TRIES):
+            try:
+                yield Forget(name)
+            except InferenceServerException as error:
+                # Any other reason: it is gone already, with the server or with its region.
+                if REGION_IN_USE not in (error.message() or ""):
+                    break
+                yield Wait(FORGET_WAIT)
+            else:
+                break
+
+
+def _tries(
+    question: Question, rows: np.ndarray, policy: Policy, regions: Regions | None
+) -> Generator[Action, Any, None]:
+    waits = policy.retry.waits()
+    while True:
+        try:
+            yield from _try(question, rows, policy, regions)
+        except InferenceServerException as error:
+            lost = REGION_LOST in (error.message() or "")
+            wait = next(waits, None) if lost or may_go_well_again(error) else None
+            if wait is None:
+                raise
+            if time.monotonic() + wait >= policy.deadline:
+                raise DeadlineError(
+                    f"the deadline is over before another try; the last one: {error.message()}",
+                    DEADLINE_EXCEEDED,
+                ) from None
+            yield Wait(wait)
+        else:
+            return
+
+
+def _try(
+    question: Question, rows: np.ndarray, policy: Policy, regions: Regions | None
+) -> Generator[Action, Any, None]:
+    seconds = min(policy.timeout, policy.deadline - time.monotonic())
+    if seconds <= 0:
+        raise DeadlineError("the deadline is over", DEADLINE_EXCEEDED)
+    tensors = question.faces.tensors(rows)
+    sizes = {name: (len(rows), *question.model.outputs[name][1]) for name in question.outputs}
+    if regions is None:
+        inputs = [_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()]
+        outputs = [InferRequestedOutput(name) for name in sizes]
+        result = yield Send(question.model.name, inputs, outputs, seconds)
+        question.deliver(rows, {name: _checked(result, name, shape) for name, shape in sizes.items()})
+        return
+    types = {name: question.model.outputs[name][0] for name in sizes}
+    with regions.lent(tensors, sizes, types) as region:
+        if not region.registered:
+            yield from _register(region)
+        inputs = [region.input(name, values) for name, values in tensors.items()]
+        outputs = [region.output(name) for name in sizes]
+        yield Send(question.model.name, inputs, outputs, seconds)
+        question.deliver(rows, {name: region.array(name) for name in sizes})
+
+
+def _register(region: Region) -> Generator[Action, Any, None]:
+    try:
+        yield Register(region)
+        region.is_registered()
+    except InferenceServerException as error:
+        if may_go_well_again(error):
+            raise
+        raise FaceServiceError(
+            f"the server does not take shared memory ({error.message()}): it must run on this machine, see "
+            "its /dev/shm and, from Triton 26.04, be started with --allow-client-shm=true; shm=False does "
+            "without",
+            error.status(),
+        ) from None
+
+
+def _input(name: str, values: np.ndarray) -> InferInput:
+    return InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+
+
+def _checked(result: InferResult, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Take an output; Triton has answered with status OK and an empty tensor when its memory was full."""
+    values = result.as_numpy(name)
+    if values is None or values.shape != shape:
+        found = "none" if values is None else f"one of the shape {list(values.shape)}"
+        raise FaceServiceError(f"the server's answer has {found} for {name} {list(shape)}; look at its log")
+    return values
+
+
+def _blamed(error: InferenceServerException, rows: np.ndarray) -> dict[int, str]:
+    """Return the faces that a refusal names, by their index in the call."""
+    if error.status() != INVALID_ARGUMENT:
+        return {}
+    named = {int(place): reason for place, reason in BLAMED.findall(error.message() or "")}
+    return {int(rows[place]): reason for place, reason in named.items() if place < len(rows)}
+
+
+def _as_ours(error: InferenceServerException) -> FaceServiceError:
+    if isinstance(error, FaceServiceError):
+        return error
+    message = error.message() or "no reason given"
+    if error.status() == DEADLINE_EXCEEDED:
+        return DeadlineError(
+            "the server did not answer in time: give it longer with timeout or deadline, or look at its "
+            f"load with `triton-face info` ({message})",
+            error.status(),
+        )
+    kind = ServiceUnavailableError if may_go_well_again(error) else FaceServiceError
+    return kind(message, error.status())

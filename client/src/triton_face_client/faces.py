@@ -1,0 +1,159 @@
+"""The caller's faces: checked once, cut into requests that the server takes."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from triton_face_client.torch_bridge import as_array
+
+LANDMARKS = 68
+OUTER_EYE_CORNERS = (36, 45)
+"""Their distance is the unit of `pose_mlp` (SPEC section 5)."""
+
+REQUEST_BYTES = 64 * 2**20
+"""Most bytes of frames in a request; beyond it a request has fewer faces. gRPC itself ends at 2 GB."""
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Faces:
+    """The faces of a call.
+
+    Attributes
+    ----------
+    landmarks : ndarray, shape (N, 68, 2)
+        Landmarks (x, y).
+    frames : ndarray, shape (N, 3, H, W), or list of N ndarrays of shape (3, H, W), or None
+        uint8 or floating; None where a model needs landmarks alone.
+    """
+
+    landmarks: np.ndarray
+    frames: np.ndarray | list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of faces."""
+        return len(self.landmarks)
+
+    def batches(self, most: int, left_out: Collection[int] = ()) -> Iterator[np.ndarray]:
+        """Give the indices of the faces of each request: frames of one size and type, at most `most`."""
+        for alike in self._alike(np.setdiff1d(np.arange(len(self)), list(left_out))):
+            count = min(most, max(1, REQUEST_BYTES // self._bytes_a_face(alike[0])))
+            for first in range(0, len(alike), count):
+                yield alike[first : first + count]
+
+    def tensors(self, rows: np.ndarray) -> Tensors:
+        """Return the request's tensors for these faces, in the types that the service takes."""
+        tensors = {"LANDMARKS": np.ascontiguousarray(self.landmarks[rows], dtype=np.float32)}
+        if self.frames is None:
+            return tensors
+        if isinstance(self.frames, list):
+            frames = np.stack([self.frames[row] for row in rows])
+        else:
+            frames = self.frames[_as_slice(rows)]
+        if frames.dtype == np.uint8:
+            return {"FRAMES_UINT8": np.ascontiguousarray(frames)} | tensors
+        return {"FRAMES": np.ascontiguousarray(frames, dtype=np.float32)} | tensors
+
+    def _alike(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        groups: dict[tuple[Any, ...], Any] = defaultdict(list)
+        if isinstance(self.frames, list):
+            for row in rows.tolist():
+                groups[self.frames[row].shape, self.frames[row].dtype == np.uint8].append(row)
+        elif len(rows):
+            groups[()] = rows
+        for group in groups.values():
+            yield np.asarray(group)
+
+    def _bytes_a_face(self, row: int) -> int:
+        if self.frames is None:
+            return self.landmarks[row].size * 4
+        return self.frames[row].size * (1 if self.frames[row].dtype == np.uint8 else 4)
+
+
+def checked_faces(frames: Any, landmarks: Any) -> Faces:
+    """Check the faces of a call.
+
+    Parameters
+    ----------
+    frames : array or tensor, shape (N, 3, H, W), or sequence of N of shape (3, H, W)
+        uint8 from 0 to 255, or floating in [0, 1]. In a sequence they may differ in size.
+    landmarks : array or tensor, shape (N, 68, 2)
+        Pixels of the frames.
+
+    Raises
+    ------
+    ValueError
+        When a shape or a type is another, or the numbers of frames and landmarks differ.
+    """
+    points = checked_landmarks(landmarks)
+    if isinstance(frames, Sequence):
+        checked: np.ndarray | list[np.ndarray] = [_checked_frame(as_array(frame)) for frame in frames]
+    else:
+        checked = as_array(frames)
+        if checked.ndim != 4 or (len(checked) and checked.shape[1] != 3):
+            raise ValueError(f"frames have the shape {_shape(checked)}, not [N, 3, H, W]{_hint(checked)}")
+        _check_type(checked)
+    if len(checked) != len(points):
+        raise ValueError(f"{len(checked)} frames, but landmarks of {len(points)} faces")
+    return Faces(points, checked)
+
+
+def checked_landmarks(landmarks: Any) -> np.ndarray:
+    """Return landmarks ``[N, 68, 2]`` as an array, or raise a ValueError that says what they are."""
+    points = as_array(landmarks)
+    if points.ndim != 3 or points.shape[1:] != (LANDMARKS, 2):
+        raise ValueError(
+            f"landmarks have the shape {_shape(points)}, not [N, 68, 2]: MediaPipe's 478 or 468 points go "
+            "through triton_face_client.landmarks.from_mediapipe, normalized [N, 136] through "
+            "extract_hog_features"
+        )
+    if not np.issubdtype(points.dtype, np.number) or np.iscomplexobj(points):
+        raise ValueError(f"landmarks are of type {points.dtype}, not numbers")
+    return points
+
+
+def pose_faults(landmarks: np.ndarray) -> dict[int, str]:
+    """Find the faces ``[N, 68, 2]`` without a pose. `pose_mlp` looks at landmarks alone and refuses none."""
+    finite = np.isfinite(landmarks).all(axis=2)
+    right_corner, left_corner = landmarks[:, OUTER_EYE_CORNERS[0]], landmarks[:, OUTER_EYE_CORNERS[1]]
+    faults = dict.fromkeys(
+        np.flatnonzero((right_corner == left_corner).all(axis=1)).tolist(),
+        "no eye distance: points {} and {} coincide".format(*OUTER_EYE_CORNERS),
+    )
+    for face in np.flatnonzero(~finite.all(axis=1)).tolist():
+        faults[face] = f"non-finite landmark: point {np.argmin(finite[face])} is NaN or infinite"
+    return faults
+
+
+def _checked_frame(frame: np.ndarray) -> np.ndarray:
+    if frame.ndim != 3 or frame.shape[0] != 3:
+        raise ValueError(f"a frame has the shape {_shape(frame)}, not [3, H, W]{_hint(frame)}")
+    _check_type(frame)
+    return frame
+
+
+def _check_type(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
+        raise ValueError(f"frames are of type {frames.dtype}: send uint8 from 0 to 255, or floats in [0, 1]")
+
+
+def _hint(frames: np.ndarray) -> str:
+    """Say how to mend channels in the last place, the commonest mistake."""
+    if frames.ndim < 3 or frames.shape[-1] != 3:
+        return ""
+    return ": channels go first, numpy.moveaxis(frames, -1, -3)"
+
+
+def _shape(values: np.ndarray) -> list[int]:
+    return list(values.shape)
+
+
+def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
+    """Take neighbours as a view instead of a copy."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows

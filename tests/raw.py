@@ -1,0 +1,21 @@
+"""Requests as they are given, without the client's checks, batches and retries."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.utils import np_to_triton_dtype
+
+from triton_face_client import FaceFeatureClient
+
+
+def infer(
+    client: FaceFeatureClient, model: str, tensors: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Send one request; raise tritonclient's exception as it comes."""
+    inputs = [
+        InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
+        for name, values in tensors.items()
+    ]
+    result = client.connection.infer(model, inputs, outputs=[InferRequestedOutput(name) for name in outputs])
+    return {name: result.as_numpy(name) for name in outputs}

@@ -1,0 +1,148 @@
+"""`shm=True`: the same answers through shared memory, and nothing of it left behind whatever happens."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.local import LocalServer
+from deploy.local.server import PROJECT, SHARED_MEMORY
+from tests.faces import photo_faces
+from triton_face_client import FaceFeatureClient, FaceServiceError, InvalidFacesError
+from triton_face_client.shared_regions import Region
+
+OUTPUTS = ("HOG", "POSE", "MASK", "ALIGNED_LANDMARKS", "AFFINE")
+
+
+def regions() -> set[str]:
+    """Return the client's regions in /dev/shm; the server's own are named after its process."""
+    return {path.name for path in SHARED_MEMORY.glob("triton_face_*") if path.name.count("_") == 2}
+
+
+def known(client: FaceFeatureClient) -> set[str]:
+    return set(client.connection.get_system_shared_memory_status().regions)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_answers_are_those_through_messages(server: LocalServer, client: FaceFeatureClient, kind: type):
+    frames, landmarks = photo_faces(50, 351)
+    if kind is np.uint8:
+        frames = (255 * frames).astype(np.uint8)
+    expected = client.features(frames, landmarks, OUTPUTS)
+    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=8, in_flight=3) as shared:
+        for _ in range(3):
+            answers = shared.features(frames, landmarks, OUTPUTS)
+            for name in OUTPUTS:
+                np.testing.assert_array_equal(answers[name], expected[name])
+        np.testing.assert_array_equal(shared.pose(landmarks), expected["POSE"])
+        mixed = shared.features([frames[0], frames[1][:, :90], frames[2][:, :, :80]], landmarks[:3])
+        assert np.isfinite(mixed["HOG"]).all()
+        assert not regions(), "names are gone as soon as the server has mapped them"
+        assert 1 <= len(known(shared)) <= 5, "regions are used again"
+    assert not known(client)
+
+
+def test_answers_outlive_the_regions(server: LocalServer):
+    frames, landmarks = photo_faces(4, 352)
+    with FaceFeatureClient(server.grpc_url, shm=True) as shared:
+        first = shared.features(frames, landmarks)
+        kept = first["HOG"].copy()
+        shared.features(frames[::-1], landmarks[::-1])
+    np.testing.assert_array_equal(first["HOG"], kept)
+
+
+def test_bad_faces(server: LocalServer, client: FaceFeatureClient):
+    frames, landmarks = photo_faces(20, 353)
+    landmarks[[2, 9]] = np.nan
+    expected = client.features(frames, landmarks, OUTPUTS, on_invalid="nan")
+    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=6) as shared:
+        answers = shared.features(frames, landmarks, OUTPUTS, on_invalid="nan")
+        with pytest.raises(InvalidFacesError, match="face (2|9)"):
+            shared.features(frames, landmarks)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(answers[name], expected[name])
+    assert not regions()
+    assert not known(client)
+
+
+def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
+    frames, landmarks = photo_faces(40, 354)
+    expected = client.features(frames, landmarks)["HOG"]
+    with FaceFeatureClient(server.grpc_url, shm=True, in_flight=2) as shared:
+
+        def call(face: int) -> np.ndarray:
+            return shared.features(frames[face : face + 5], landmarks[face : face + 5])["HOG"]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for _ in range(3):
+                for face, hog in zip(range(36), pool.map(call, range(36)), strict=True):
+                    np.testing.assert_array_equal(hog, expected[face : face + 5])
+
+
+def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: Path):
+    script = textwrap.dedent(
+        """
+        import sys
+        import numpy as np
+        from triton_face_client import FaceFeatureClient
+        from triton_face_client.sample_faces import sample_faces
+
+        client = FaceFeatureClient(sys.argv[1], shm=True)
+        faces = sample_faces(64)
+        while True:
+            client.features(*faces)
+            print("answered", flush=True)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, server.grpc_url], stdout=subprocess.PIPE, cwd=PROJECT
+    )
+    assert process.stdout.readline() == b"answered\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not regions()
+
+
+def test_a_region_that_was_never_registered_is_taken_back():
+    region = Region(1000)
+    assert region.name in regions()
+    region.close()
+    assert not regions()
+
+
+def test_a_server_that_does_not_see_it(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
+    """As one on another machine, which has no region of this name."""
+    frames, landmarks = photo_faces(2, 355)
+    elsewhere = property(lambda _region: "/elsewhere", lambda _region, _key: None)
+    monkeypatch.setattr(Region, "key", elsewhere, raising=False)
+    with (
+        FaceFeatureClient(server.grpc_url, shm=True) as shared,
+        pytest.raises(FaceServiceError, match="does not take shared memory.*shm=False does without"),
+    ):
+        shared.features(frames, landmarks)
+    assert not regions()
+
+
+def test_a_server_that_does_not_allow_it(repository: Path):
+    options = (
+        "--grpc-restricted-protocol=shared-memory:admin-key=secret",
+        "--model-control-mode=explicit",
+        "--load-model=pose_mlp",
+    )
+    _, landmarks = photo_faces(2, 356)
+    with LocalServer(repository, options=options) as server:
+        with (
+            FaceFeatureClient(server.grpc_url, shm=True) as shared,
+            pytest.raises(FaceServiceError, match="shm=False does without"),
+        ):
+            shared.pose(landmarks)
+        with FaceFeatureClient(server.grpc_url) as messages:
+            assert messages.pose(landmarks).shape == (2, 6)
+    assert not regions()
