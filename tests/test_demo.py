@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from deploy.local.demo import photograph
-from deploy.local.demo_picture import cell_strengths
 from deploy.local.server import PROJECT
 from tests import oracles
 
@@ -52,12 +51,3 @@ def test_the_landmarks_lie_on_the_face():
     eye = oracles.hull_by_integers(landmarks[36:42].round().astype(int), crop.shape[1])
     cheek = crop[:, int(landmarks[29, 1]), int(landmarks[39, 0])]
     assert crop[:, eye].mean() < cheek.mean()
-
-
-def test_cells_are_averaged_from_their_blocks():
-    cells = np.random.default_rng(0).random((14, 14, 8))
-    blocks = np.zeros((13, 13, 2, 2, 8))
-    for row in range(13):
-        for column in range(13):
-            blocks[row, column] = cells[row : row + 2, column : column + 2]
-    np.testing.assert_allclose(cell_strengths(blocks.ravel()), cells)

@@ -11,9 +11,9 @@ import numpy as np
 from skimage.data import astronaut
 from tritonclient.grpc import service_pb2
 
-from deploy.local.demo_picture import draw
 from deploy.local.server import PROJECT, LocalServer, ServerError
 from triton_face_client import FaceFeatureClient, subject_pose
+from triton_face_client.drawing import draw_face
 
 LANDMARKS_FILE = Path(__file__).resolve().parent / "data" / "astronaut_landmarks.csv"
 PICTURE = PROJECT / "build" / "demo.png"
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     PICTURE.parent.mkdir(exist_ok=True)
-    draw(PICTURE, crop, landmarks, {name: rows[0] for name, rows in (features | faces).items()})
+    draw_face(PICTURE, crop, landmarks, {name: rows[0] for name, rows in (features | faces).items()})
     print(f"\npicture: {PICTURE}")
     return 0
 

@@ -1,0 +1,155 @@
+"""`triton-face info`: the server, its models, and how they have been doing."""
+
+import dataclasses
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import InferenceServerException
+
+from triton_face_client.client import FaceFeatureClient
+
+MODELS = ("ensemble", "align_mask", "hog", "pose_mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """A model and its statistics since the server started.
+
+    Attributes
+    ----------
+    name, version : str
+        As the server has them.
+    ready : bool
+        Whether it answers.
+    batch_size : int
+        Most faces of a request.
+    inputs, outputs : list of str
+        Name, type and shape of each tensor; N is the number of faces, -1 any length.
+    requests, failed : int
+        Requests answered, and those that were refused or failed.
+    faces : int
+        Faces in the answered requests.
+    faces_an_execution : float or None
+        Faces that dynamic batching put together, on average; None before the first.
+    queue_ms, compute_ms : float or None
+        Milliseconds a request waited and was computed, on average.
+    """
+
+    name: str
+    version: str
+    ready: bool
+    batch_size: int
+    inputs: list[str]
+    outputs: list[str]
+    requests: int
+    failed: int
+    faces: int
+    faces_an_execution: float | None
+    queue_ms: float | None
+    compute_ms: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerInfo:
+    """A server.
+
+    Attributes
+    ----------
+    address, name, version : str
+        Where and what it is.
+    ready : bool
+        Whether all of its models are.
+    models : list of ModelInfo
+        The service's models.
+    """
+
+    address: str
+    name: str
+    version: str
+    ready: bool
+    models: list[ModelInfo]
+
+
+def info(client: FaceFeatureClient) -> ServerInfo:
+    """Ask the server about itself.
+
+    Raises
+    ------
+    FaceServiceError
+        When it does not answer.
+    """
+    connection = client.connection
+    options = {"headers": client.headers, "client_timeout": client.timeout}
+    try:
+        metadata = connection.get_server_metadata(**options)
+    except InferenceServerException as error:
+        raise client.first_contact_error(error, MODELS[0]) from None
+    return ServerInfo(
+        address=client.target,
+        name=metadata.name,
+        version=metadata.version,
+        ready=connection.is_server_ready(**options),
+        models=[_model(client, name, options) for name in MODELS],
+    )
+
+
+def as_text(server: ServerInfo) -> str:
+    """Lay a server out as tables."""
+    lines = [
+        f"{server.name} {server.version} at {server.address}, {'ready' if server.ready else 'NOT READY'}",
+        "",
+        "model       version  ready  requests  failed     faces  faces/execution  queue ms  compute ms",
+    ]
+    for model in server.models:
+        figures = (model.faces_an_execution, model.queue_ms, model.compute_ms)
+        per_execution, queue, compute = ("-" if value is None else f"{value:.2f}" for value in figures)
+        lines.append(
+            f"{model.name:<11} {model.version:<8} {'yes' if model.ready else 'NO':<6} {model.requests:>8} "
+            f"{model.failed:>7} {model.faces:>9}  {per_execution:>15}  {queue:>8}  {compute:>10}"
+        )
+    for model in server.models:
+        lines += ["", f"{model.name}, at most {model.batch_size} faces a request"]
+        lines += [f"  in   {tensor}" for tensor in model.inputs]
+        lines += [f"  out  {tensor}" for tensor in model.outputs]
+    return "\n".join(lines)
+
+
+def _model(client: FaceFeatureClient, name: str, options: dict[str, Any]) -> ModelInfo:
+    try:
+        config = client.connection.get_model_config(name, **options).config
+        statistics = client.connection.get_inference_statistics(name, **options).model_stats[0]
+        ready = client.connection.is_model_ready(name, **options)
+    except InferenceServerException as error:
+        raise client.first_contact_error(error, name) from None
+    return ModelInfo(
+        name=name,
+        version=statistics.version,
+        ready=ready,
+        batch_size=config.max_batch_size,
+        inputs=[_tensor(tensor) for tensor in config.input],
+        outputs=[_tensor(tensor) for tensor in config.output],
+        **_figures(statistics),
+    )
+
+
+def _tensor(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput) -> str:
+    datatype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    optional = ", optional" if getattr(tensor, "optional", False) else ""
+    return f"{tensor.name} {datatype} [{', '.join(['N', *map(str, tensor.dims)])}]{optional}"
+
+
+def _figures(statistics: service_pb2.ModelStatistics) -> dict[str, Any]:
+    done = statistics.inference_stats
+    computed = done.compute_input.ns + done.compute_infer.ns + done.compute_output.ns
+    return {
+        "requests": done.success.count,
+        "failed": done.fail.count,
+        "faces": statistics.inference_count,
+        "faces_an_execution": _ratio(statistics.inference_count, statistics.execution_count),
+        "queue_ms": _ratio(done.queue.ns / 1e6, done.queue.count),
+        "compute_ms": _ratio(computed / 1e6, done.compute_infer.count),
+    }
+
+
+def _ratio(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -1,0 +1,180 @@
+"""`triton-face run`: a landmark table and its images or video in, a file of features out."""
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from triton_face_client.answers import Answers
+from triton_face_client.client import FaceFeatureClient
+from triton_face_client.face_chunks import FaceChunk, read_chunks
+from triton_face_client.face_tables import FaceTable, read_table
+from triton_face_client.features_table import Features, Parts, as_table
+from triton_face_client.media import FrameReader, MediaError
+from triton_face_client.pose import subject_pose
+
+PART_ROWS = 512
+"""Rows of a part: a minute's work at most is done again after an interruption, and a part is some 10 MB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """What a run has done.
+
+    Attributes
+    ----------
+    out : str
+        The file.
+    rows : int
+        Its rows, as many as the landmark table has.
+    faces : int
+        Rows with HOG features.
+    without_landmarks : int
+        Rows in which the table has no face.
+    refused : int
+        Rows whose image could not be read, or whose face the service refused; the column `refused` says why.
+    resumed_at : int
+        Rows that an interrupted run had done already.
+    """
+
+    out: str
+    rows: int
+    faces: int
+    without_landmarks: int
+    refused: int
+    resumed_at: int
+
+
+def run(
+    client: FaceFeatureClient, media: Sequence[Path], landmarks: Path, out: Path, restart: bool
+) -> RunReport:
+    """Compute the features of every row of a landmark table.
+
+    Parameters
+    ----------
+    client : FaceFeatureClient
+        The service.
+    media : sequence of Path
+        The table's images or video (`find_media`).
+    landmarks : Path
+        The table (`read_table`).
+    out : Path
+        The file to make, ``.parquet``, ``.csv`` or ``.npz``, with the table's rows in their order.
+    restart : bool
+        Replace what is there, instead of refusing a finished file and going on with an unfinished one.
+
+    Raises
+    ------
+    TableError, MediaError, OutputError
+        When the table, the media as a whole or the file cannot be used.
+    FaceServiceError
+        When the service fails. What is done is kept; the same call goes on there.
+    """
+    faces = read_table(landmarks)
+    with FrameReader(media, faces.turned) as reader, Parts(out, _job(media, landmarks), restart) as parts:
+        start = parts.next_row()
+        rows = np.arange(start, len(faces.frame))
+        with tqdm(total=len(faces.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
+            for part in _in_parts(_features(client, faces, reader, rows), bar):
+                _check_first(part, faces, landmarks)
+                parts.write(int(part.rows[0]), as_table(part, faces))
+        reasons = parts.column("refused")
+        parts.finish()
+    without = int((~faces.found).sum())
+    answered = reasons.count(None)
+    return RunReport(
+        out=str(out),
+        rows=len(reasons),
+        faces=answered,
+        without_landmarks=without,
+        refused=len(reasons) - answered - without,
+        resumed_at=start,
+    )
+
+
+def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
+    """Describe what the features are of, so that a run goes on with the same."""
+    return {
+        "landmarks": hashlib.sha256(landmarks.read_bytes()).hexdigest(),
+        "media": [[str(path), path.stat().st_size] for path in media],
+    }
+
+
+def _features(
+    client: FaceFeatureClient, faces: FaceTable, reader: FrameReader, rows: np.ndarray
+) -> Iterator[Features]:
+    """Answer the rows, chunk by chunk; the next chunks are cut while the server works."""
+    size = client.model("ensemble").batch_size
+    waiting: deque[FaceChunk] = deque()
+
+    def to_send() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for chunk in read_chunks(faces, reader, rows, size):
+            waiting.append(chunk)
+            yield chunk.crops, chunk.landmarks
+
+    for answers in client.stream(to_send(), ["HOG"], on_invalid="nan"):
+        chunk = waiting.popleft()
+        # The crop is stretched. Pose is a matter of the image's own points, as in py-feat.
+        pose = client.pose(faces.landmarks[chunk.rows], on_invalid="nan")
+        yield _chunk_features(chunk, answers, subject_pose(pose))
+
+
+def _chunk_features(chunk: FaceChunk, answers: Answers, pose: np.ndarray) -> Features:
+    hog = np.full((len(chunk.rows), answers["HOG"].shape[1]), np.nan, dtype=np.float32)
+    hog[chunk.cut] = answers["HOG"]
+    refused = {int(chunk.cut[place]): reason for place, reason in answers.refused.items()}
+    reasons = chunk.reasons | refused
+    return Features(
+        rows=chunk.rows,
+        files=chunk.files,
+        hog=hog,
+        pose=pose,
+        reasons=[reasons.get(place) for place in range(len(chunk.rows))],
+    )
+
+
+def _in_parts(chunks: Iterator[Features], progress: tqdm) -> Iterator[Features]:
+    gathered: list[Features] = []
+    for chunk in chunks:
+        gathered.append(chunk)
+        progress.update(len(chunk.rows))
+        if sum(len(one.rows) for one in gathered) >= PART_ROWS:
+            yield _joined(gathered)
+            gathered = []
+    if gathered:
+        yield _joined(gathered)
+
+
+def _joined(chunks: Sequence[Features]) -> Features:
+    return Features(
+        rows=np.concatenate([chunk.rows for chunk in chunks]),
+        files=[file for chunk in chunks for file in chunk.files],
+        hog=np.concatenate([chunk.hog for chunk in chunks]),
+        pose=np.concatenate([chunk.pose for chunk in chunks]),
+        reasons=[reason for chunk in chunks for reason in chunk.reasons],
+    )
+
+
+def _check_first(part: Features, faces: FaceTable, landmarks: Path) -> None:
+    """Stop at once where the media are not those of the table, instead of writing rows of nothing."""
+    if part.rows[0] or None in part.reasons or not faces.found[part.rows].any():
+        return
+    example = int(np.argmax(faces.found[part.rows]))
+    raise MediaError(
+        f"none of the first {len(part.rows)} rows of {landmarks} can be answered; row {example}: "
+        f"{part.reasons[example]}"
+    )
+
+
+def as_text(report: RunReport) -> str:
+    """Say in a line what a run has done."""
+    gone_on = f", {report.resumed_at} of them done before" if report.resumed_at else ""
+    return (
+        f"{report.out}: {report.rows} rows{gone_on}; {report.faces} with features, "
+        f"{report.without_landmarks} without landmarks, {report.refused} refused (column refused says why)"
+    )
