@@ -2,6 +2,7 @@
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make parity   compare with py-feat itself, in an environment of its own
+# make api-docs the client's reference as pages, build/api/index.html
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 #
 # PYTHON=python3.11 names another Python, VENV=DIR another place for the environment.
@@ -15,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
-.PHONY: demo test lint serve models install parity bench clean
+.PHONY: demo test lint serve models install parity bench api-docs clean
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -65,6 +66,9 @@ $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PARITY_BIN)/python $(PIP_INSTALL) -r requirements-parity.txt
 	$(PARITY_BIN)/python $(PIP_INSTALL) --no-deps py-feat==2.1.5
 	@touch $@
+
+api-docs: $(BIN)/.installed-test
+	$(BIN)/python -m docs.make_api_pages build/api
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity build client/build client/src/*.egg-info $(HOG_MODEL) $(POSE_MODEL)

@@ -159,6 +159,13 @@ def test_a_stream_is_read_a_little_ahead_and_answered_in_order(server: LocalServ
     assert max(ahead) <= 7
 
 
+@pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, [0] * 20 + [3] + [0] * 20, []])
+def test_a_stream_ends_with_its_chunks_and_not_before(client: FaceFeatureClient, sizes: list[int]):
+    frames, landmarks = photo_faces(3, 311)
+    chunks = ((frames[:size], landmarks[:size]) for size in sizes)
+    assert [len(answers["POSE"]) for answers in client.stream(chunks, ["POSE", "MASK"])] == sizes
+
+
 def test_pose_alone_takes_no_frames(client: FaceFeatureClient):
     _, landmarks = photo_faces(5, 309)
     np.testing.assert_array_equal(client.features(None, landmarks, ["POSE"])["POSE"], client.pose(landmarks))

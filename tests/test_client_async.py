@@ -79,6 +79,20 @@ def test_a_stream_of_chunks(server: LocalServer, client: FaceFeatureClient):
     np.testing.assert_array_equal(with_client(server, work), expected["HOG"])
 
 
+@pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, []])
+def test_a_stream_ends_with_its_chunks_and_not_before(server: LocalServer, sizes: list[int]):
+    frames, landmarks = photo_faces(1, 347)
+
+    async def chunks() -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
+        for size in sizes:
+            yield frames[:size], landmarks[:size]
+
+    async def work(own: AsyncFaceFeatureClient) -> list[int]:
+        return [len(answers["MASK"]) async for answers in own.stream(chunks(), ["MASK"])]
+
+    assert with_client(server, work) == sizes
+
+
 def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(server: LocalServer):
     frames, landmarks = photo_faces(50, 344)
     many = np.arange(20_000) % 50

@@ -1,62 +1,20 @@
 """`triton-face plot` on a small film of the demo's photograph, against the real server."""
 
-import csv
 import dataclasses
 import shutil
 from pathlib import Path
 
-import cv2
 import matplotlib.image
 import numpy as np
 import pytest
-from skimage.data import astronaut
 
-from deploy.local.demo import LANDMARKS_FILE
+from tests.films import FAILED_ROW, FLAT_ROW, FRAMES, NAN_ROW, write_film, write_table
 from triton_face_client import FaceFeatureClient
 from triton_face_client.command import plot as command
 from triton_face_client.command.plot import PlotReport, plot
 from triton_face_client.drawing import MOST_FACES, SheetFace, pose_axes
 from triton_face_client.face_tables import TableError
 from triton_face_client.media import MediaError
-
-FRAMES = 12
-SIZE = 320
-FAILED_ROW, NAN_ROW, FLAT_ROW = 3, 7, 9
-
-
-def film_motion(frame: int) -> np.ndarray:
-    """Return how frame `frame` shows the photograph, ``[2, 3]``: it turns and comes nearer."""
-    share = frame / (FRAMES - 1)
-    motion = cv2.getRotationMatrix2D((224.0, 110.0), 60 * (share - 0.5), 1.0 + 0.5 * share)
-    motion[:, 2] += SIZE / 2 - np.array([224.0, 110.0]) + 15 * np.sin(np.array([4, 6]) * share)
-    return motion
-
-
-def write_film(folder: Path, frames: int = FRAMES) -> np.ndarray:
-    """Write ``film.avi``; return the landmarks ``[frames, 68, 2]`` in it."""
-    photo_landmarks = np.loadtxt(LANDMARKS_FILE, delimiter=",", skiprows=1)
-    video = cv2.VideoWriter(str(folder / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (SIZE, SIZE))
-    landmarks = []
-    for frame in range(frames):
-        motion = film_motion(frame)
-        video.write(cv2.warpAffine(astronaut()[..., ::-1], motion, (SIZE, SIZE), flags=cv2.INTER_AREA))
-        landmarks.append(photo_landmarks @ motion[:, :2].T + motion[:, 2])
-    video.release()
-    return np.array(landmarks)
-
-
-def write_table(path: Path, landmarks: np.ndarray) -> None:
-    """Write a table as OpenFace has it, with one frame that failed, one with a NaN and one face on a line."""
-    points = landmarks.copy()
-    points[NAN_ROW, 5, 1] = np.nan
-    points[FLAT_ROW, :, 1] = 100
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [f" {axis}_{i}" for axis in "xy" for i in range(68)]
-        writer.writerow(["frame", " face_id", " timestamp", " confidence", " success", *names])
-        for row, face in enumerate(points):
-            success = int(row != FAILED_ROW)
-            writer.writerow([row + 1, 0, row / 25, 0.98, success, *np.round(face.T.ravel(), 1)])
 
 
 @pytest.fixture(scope="module")

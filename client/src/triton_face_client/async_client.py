@@ -149,14 +149,16 @@ class AsyncFaceFeatureClient(Settings):
                     window.add(call)
                     self._begin_all(window, policy, running)
                 self._begin_all(window, policy, running)
-                for answers in window.complete():
+                complete = list(window.complete())
+                for answers in complete:
                     yield answers
-                if window.is_empty:
+                if window.is_empty and not complete:
                     return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-                    window.has_ended()
+                if not complete:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                        window.has_ended()
         finally:
             for task in running:
                 task.cancel()

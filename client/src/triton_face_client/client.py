@@ -231,11 +231,13 @@ class FaceFeatureClient(Settings):
                     window.add(call)
                     self._begin_all(window, policy, turns)
                 self._begin_all(window, policy, turns)
-                yield from window.complete()
-                if window.is_empty:
+                complete = list(window.complete())
+                yield from complete
+                if window.is_empty and not complete:
                     return
-                turns.run_until_one_ends()
-                window.has_ended()
+                if not complete:
+                    turns.run_until_one_ends()
+                    window.has_ended()
 
     def _begin_all(self, window: Window, policy: Policy, turns: "_Turns") -> None:
         while (conversation := window.next_conversation(policy, self._regions)) is not None:

@@ -1,11 +1,12 @@
 """Landmark tables of OpenFace and py-feat, and of anybody's own landmarks.
 
-Three kinds of files are read, each row one face, and rows are neither left out nor moved:
+These files are read, each row one face, and rows are neither left out nor moved:
 
 - ``.csv`` of OpenFace (`FeatureExtraction`, `FaceLandmarkVidMulti`, `FaceLandmarkImg`) or py-feat (a saved
   Fex): columns ``x_0 … x_67`` and ``y_0 … y_67`` among any others.
-- ``.parquet``: the same columns, or the features that this package wrote. Those are told by `TURNED_KEY` in
-  the file's metadata; their frames count from 0 whichever table they were made of.
+- ``.parquet``: the same columns.
+- Either as this package wrote it with features. Those are told by their column `REFUSED`; their frames count
+  from 0 whichever table they were made of.
 - ``.npz``: ``landmarks`` ``[N, 68, 2]``, optionally ``frame`` ``[N]`` and ``source`` ``[N]``.
 """
 
@@ -41,10 +42,16 @@ CARRIED_NUMBERS = (
 
 CARRIED_TEXTS = ("approx_time", "Identity")
 
-TEXTS = ("input", *CARRIED_TEXTS)
+REFUSED = "refused"
+"""A column of the features that this package writes, and of no other table."""
+
+TEXTS = ("input", REFUSED, *CARRIED_TEXTS)
 
 TURNED_KEY = b"triton_face_client.turned"
-"""Metadata of a Parquet file of features: b"true" or b"false", what `FaceTable.turned` says."""
+"""Metadata of a Parquet file of features: b"true" or b"false", what `FaceTable.turned` says.
+
+CSV has none; there OpenFace's columns tell.
+"""
 
 NOT_NUMBERS = ("NA", "NULL", "null", "None", "")
 """How pandas and R write a missing number. C++'s NaN, on Windows "-nan(ind)", pyarrow reads as such."""
@@ -206,7 +213,7 @@ def _wanted_columns(names: Sequence[str], path: Path) -> list[str]:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         columns = "1 column" if len(missing) == 1 else f"{len(missing)} columns"
         raise TableError(f"{path} lacks {columns}: {some}; {UNDERSTOOD}")
-    wanted = {*needed, "frame", "input", *CARRIED_NUMBERS, *CARRIED_TEXTS}
+    wanted = {*needed, "frame", *TEXTS, *CARRIED_NUMBERS}
     # A name that is there twice would be read twice.
     return [name for name in dict.fromkeys(names) if name in wanted]
 
@@ -215,11 +222,10 @@ def _of_columns(table: "pa.Table", path: Path) -> FaceTable:
     if not len(table):
         raise TableError(f"{path} has no row: there is no face in it")
     metadata = table.schema.metadata or {}
-    kind: Kind = "py-feat"
-    if TURNED_KEY in metadata:
+    by_openface = any(name in table.column_names for name in OPENFACE_COLUMNS)
+    kind: Kind = "OpenFace" if by_openface else "py-feat"
+    if TURNED_KEY in metadata or REFUSED in table.column_names:
         kind = "features"
-    elif any(name in table.column_names for name in OPENFACE_COLUMNS):
-        kind = "OpenFace"
     landmarks = _landmarks(table, path)
     found = np.isfinite(landmarks).all(axis=(1, 2))
     if "success" in table.column_names:
@@ -230,7 +236,7 @@ def _of_columns(table: "pa.Table", path: Path) -> FaceTable:
         frame=_frame_column(table, kind, path),
         source=_source(table),
         found=found,
-        turned=kind == "OpenFace" or metadata.get(TURNED_KEY) == b"true",
+        turned=metadata[TURNED_KEY] == b"true" if TURNED_KEY in metadata else by_openface,
         carried=_carried(table, path),
         kind=kind,
     )

@@ -117,7 +117,9 @@ class Parts:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Let another run have the folder."""
+        """Let another run have the folder; without parts in it there is nothing to go on with."""
+        if not self._paths():
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def next_row(self) -> int:
@@ -142,8 +144,12 @@ class Parts:
             value for path in self._paths() for value in pq.read_table(path, columns=[name])[name].to_pylist()
         ]
 
-    def finish(self) -> None:
-        """Make the file out of the parts."""
+    def finish(self, rows: int) -> None:
+        """Make the file out of the parts, which must be of so many rows."""
+        if self.next_row() != rows:
+            raise OutputError(
+                f"{self.folder} has lost rows from {self.next_row()} on: run again to fill them"
+            )
         writers = {".parquet": self._write_parquet, ".csv": self._write_csv, ".npz": self._write_npz}
         with _whole(self.out) as unfinished:
             writers[self.out.suffix.lower()](unfinished)

@@ -101,6 +101,7 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
         "tls": command_line.tls(given),
         "headers": dict(given.header),
         "timeout": given.timeout,
+        "retry": Retry(seconds=given.retry),
         "shm": given.shm,
     }
 

@@ -69,6 +69,13 @@ def _shared() -> argparse.ArgumentParser:
     server.add_argument(
         "--timeout", type=_positive, default=60.0, metavar="SECONDS", help="of one request (60)"
     )
+    server.add_argument(
+        "--retry",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to send again while the server is away or full (60; 0 never)",
+    )
     server.add_argument("--shm", action="store_true", help="shared memory, to a server on this machine")
     server.add_argument("--header", action="append", type=_header, metavar="NAME=VALUE", default=[])
     server.add_argument("--tls", action="store_true", help="encrypt; implied by the options below")
@@ -119,9 +126,16 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rate", type=_positive, metavar="FACES", help="open loop: faces a second")
 
 
-def _positive(text: str) -> float:
+def _seconds(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _seconds(text)
+    if not value:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return value
 

@@ -84,7 +84,7 @@ def run(
                 _check_first(part, faces, landmarks)
                 parts.write(int(part.rows[0]), as_table(part, faces))
         reasons = parts.column("refused")
-        parts.finish()
+        parts.finish(len(faces.frame))
     without = int((~faces.found).sum())
     answered = reasons.count(None)
     return RunReport(

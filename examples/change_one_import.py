@@ -1,0 +1,36 @@
+"""py-feat's call, answered by the service: the code stays, one import changes.
+
+    python -m examples.change_one_import            # with `make serve` running, or TRITON_FACE_URL set
+
+py-feat cuts faces out as tensors [N, 3, 112, 112] and finds landmarks [N, 136] as shares of them. What comes
+next in its detectors is this call; its result goes into the AU classifiers.
+"""
+
+import numpy as np
+import torch
+from skimage.transform import resize
+
+from deploy.local.demo import photograph
+
+# Was: from feat.utils.face_mask import extract_hog_features_batched
+from triton_face_client.pyfeat import extract_hog_features_batched, pose_from_landmarks_mlp
+
+SIDE = 112
+
+
+def main() -> None:
+    """Send one face in the layout that py-feat has it in."""
+    crop, points = photograph()
+    face = torch.from_numpy(resize(crop, (3, SIDE, SIDE), anti_aliasing=True))[None].float()
+    landmarks = torch.from_numpy(points / np.float32(crop.shape[:0:-1])).reshape(1, 136)
+
+    hog_features, aligned_landmarks = extract_hog_features_batched(face, landmarks)
+    print("HOG features", hog_features.shape, hog_features.dtype)
+    print("aligned landmarks", len(aligned_landmarks), "x", aligned_landmarks[0].shape)
+
+    pose = pose_from_landmarks_mlp(torch.from_numpy(points)[None])
+    print("raw pose, degrees", np.round(np.degrees(pose[0, :3].numpy()), 1))
+
+
+if __name__ == "__main__":
+    main()

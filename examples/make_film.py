@@ -1,0 +1,67 @@
+"""Make a film and the landmark table that OpenFace would have written of it, to try things with.
+
+    python -m examples.make_film FOLDER
+
+writes ``FOLDER/film.avi`` and ``FOLDER/film.csv``: the demo's photograph (Eileen Collins, NASA, public
+domain), turning and coming nearer for four seconds, in one frame of which no face was found.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from skimage.data import astronaut
+
+from deploy.local.demo import LANDMARKS_FILE
+
+FRAMES = 100
+LOST_FRAME = 40
+SIZE = 320
+FACE = np.array([224.0, 110.0])
+"""Where the face is in the photograph, pixels."""
+
+
+def main(folder: Path) -> None:
+    """Write the film and its table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    landmarks = write_film(folder / "film.avi", FRAMES)
+    write_openface_table(folder / "film.csv", landmarks, lost_frame=LOST_FRAME)
+    print(f"{folder / 'film.avi'} and {folder / 'film.csv'}: {FRAMES} frames")
+
+
+def write_film(path: Path, frames: int) -> np.ndarray:
+    """Write a film as Motion JPEG; return the landmarks in it, float64 ``[frames, 68, 2]``."""
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (SIZE, SIZE))
+    points = np.loadtxt(LANDMARKS_FILE, delimiter=",", skiprows=1)
+    landmarks = []
+    for frame in range(frames):
+        motion = film_motion(frame / (frames - 1))
+        video.write(cv2.warpAffine(astronaut()[..., ::-1], motion, (SIZE, SIZE), flags=cv2.INTER_AREA))
+        landmarks.append(points @ motion[:, :2].T + motion[:, 2])
+    video.release()
+    return np.array(landmarks)
+
+
+def film_motion(share: float) -> np.ndarray:
+    """Return where the photograph is when `share` of the film has passed, an affine ``[2, 3]``."""
+    motion = cv2.getRotationMatrix2D(tuple(FACE), 60 * (share - 0.5), 1.0 + 0.5 * share)
+    motion[:, 2] += SIZE / 2 - FACE + 15 * np.sin(np.array([4, 6]) * share)
+    return motion
+
+
+def write_openface_table(path: Path, landmarks: np.ndarray, lost_frame: int) -> None:
+    """Write landmarks ``[frames, 68, 2]`` with the columns and blanks of OpenFace's FeatureExtraction."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        points = [f" {axis}_{i}" for axis in "xy" for i in range(68)]
+        writer.writerow(["frame", " face_id", " timestamp", " confidence", " success", *points])
+        for frame, face in enumerate(landmarks):
+            found = frame != lost_frame
+            start = [frame + 1, 0, frame / 25, 0.98 if found else 0.0, int(found)]
+            writer.writerow([*start, *np.round(face.T.ravel() * found, 1)])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
