@@ -9,8 +9,8 @@ import numpy as np
 from triton_face_client.exchange import Conversation, Policy, Question, converse
 from triton_face_client.faces import Faces, Tensors
 from triton_face_client.service import Model
-from triton_face_client.shared_regions import Regions
 from triton_face_client.torch_bridge import like
+from triton_face_client.transport import Transport
 
 
 class Answers(dict[str, Any]):
@@ -69,7 +69,7 @@ class Call:
         """Tell whether every face has its answer."""
         return self.all_sent and not self._under_way
 
-    def next_conversation(self, policy: Policy, regions: Regions | None) -> Conversation | None:
+    def next_conversation(self, policy: Policy, transport: Transport) -> Conversation | None:
         """Return the conversation about the next request, or None when all have begun."""
         rows = next(self._unsent, None)
         if rows is None:
@@ -77,7 +77,7 @@ class Call:
             return None
         self._under_way += 1
         question = Question(self._model, self._faces, rows, self._outputs, self._deliver)
-        return self._converse(question, policy, regions)
+        return self._converse(question, policy, transport)
 
     def answers(self) -> Answers:
         """Return the answers of a complete call."""
@@ -86,8 +86,8 @@ class Call:
             self._arrays[name] = like(array, self._example)
         return Answers(self._arrays, self._refused)
 
-    def _converse(self, question: Question, policy: Policy, regions: Regions | None) -> Conversation:
-        refused = yield from converse(question, policy, regions)
+    def _converse(self, question: Question, policy: Policy, transport: Transport) -> Conversation:
+        refused = yield from converse(question, policy, transport)
         self._refused |= refused
         self._under_way -= 1
         return refused
@@ -123,12 +123,12 @@ class Window:
         """Take a call in, behind the others."""
         self._open.append(call)
 
-    def next_conversation(self, policy: Policy, regions: Regions | None) -> Conversation | None:
+    def next_conversation(self, policy: Policy, transport: Transport) -> Conversation | None:
         """Return a conversation that may begin now, or None."""
         for call in self._open:
             if self._under_way == self._in_flight:
                 return None
-            if not call.all_sent and (conversation := call.next_conversation(policy, regions)) is not None:
+            if not call.all_sent and (conversation := call.next_conversation(policy, transport)) is not None:
                 self._under_way += 1
                 return conversation
         return None

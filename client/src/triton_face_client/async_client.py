@@ -13,17 +13,16 @@ from tritonclient.utils import InferenceServerException
 from triton_face_client.answers import Answers, Call, Window
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.exchange import (
-    REGION_SECONDS,
+    MANAGE_SECONDS,
     Action,
     Conversation,
-    Forget,
     Policy,
-    Register,
     Wait,
     take_leave,
 )
 from triton_face_client.service import Model
 from triton_face_client.settings import Settings
+from triton_face_client.transport import Manage
 
 
 class AsyncFaceFeatureClient(Settings):
@@ -54,8 +53,7 @@ class AsyncFaceFeatureClient(Settings):
 
     async def close(self) -> None:
         """Close the connection and give its shared memory back."""
-        if self._regions is not None:
-            await self._hold(take_leave(self._regions))
+        await self._hold(take_leave(self._transport))
         await self.connection.close()
 
     async def features(
@@ -165,7 +163,7 @@ class AsyncFaceFeatureClient(Settings):
             await asyncio.gather(*running, return_exceptions=True)
 
     def _begin_all(self, window: Window, policy: Policy, running: set[asyncio.Task[None]]) -> None:
-        while (conversation := window.next_conversation(policy, self._regions)) is not None:
+        while (conversation := window.next_conversation(policy, self._transport)) is not None:
             running.add(asyncio.create_task(self._hold(conversation)))
 
     async def _hold(self, conversation: Conversation) -> None:
@@ -182,19 +180,9 @@ class AsyncFaceFeatureClient(Settings):
     async def _act(self, action: Action) -> Any:
         if isinstance(action, Wait):
             return await asyncio.sleep(action.seconds)
-        if isinstance(action, Forget):
-            return await self.connection.unregister_system_shared_memory(
-                action.name, headers=self.headers, client_timeout=REGION_SECONDS
-            )
-        if isinstance(action, Register):
-            region = action.region
-            return await self.connection.register_system_shared_memory(
-                region.name,
-                region.key,
-                region.size,
-                headers=self.headers,
-                client_timeout=REGION_SECONDS,
-            )
+        if isinstance(action, Manage):
+            manage = getattr(self.connection, action.method)
+            return await manage(**action.arguments, headers=self.headers, client_timeout=MANAGE_SECONDS)
         return await self.connection.infer(**action.arguments, headers=self.headers)
 
 

@@ -15,18 +15,17 @@ from tritonclient.utils import InferenceServerException
 from triton_face_client.answers import Answers, Call, Window
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.exchange import (
-    REGION_SECONDS,
+    MANAGE_SECONDS,
     Action,
     Conversation,
-    Forget,
     Policy,
-    Register,
     Send,
     Wait,
     take_leave,
 )
 from triton_face_client.service import Model
 from triton_face_client.settings import Settings
+from triton_face_client.transport import Manage
 
 Reply = InferResult | InferenceServerException | None
 
@@ -73,10 +72,9 @@ class FaceFeatureClient(Settings):
 
     def close(self) -> None:
         """Close the connection and give its shared memory back."""
-        if self._regions is not None:
-            with contextlib.closing(_Turns(self.connection, self.headers)) as turns:
-                turns.begin(take_leave(self._regions))
-                turns.run_until_one_ends()
+        with contextlib.closing(_Turns(self.connection, self.headers)) as turns:
+            turns.begin(take_leave(self._transport))
+            turns.run_until_one_ends()
         self.connection.close()
 
     def features(
@@ -240,7 +238,7 @@ class FaceFeatureClient(Settings):
                     window.has_ended()
 
     def _begin_all(self, window: Window, policy: Policy, turns: "_Turns") -> None:
-        while (conversation := window.next_conversation(policy, self._regions)) is not None:
+        while (conversation := window.next_conversation(policy, self._transport)) is not None:
             turns.begin(conversation)
 
 
@@ -291,10 +289,10 @@ class _Turns:
         try:
             while True:
                 action = _tell(conversation, reply)
-                if isinstance(action, Send | Wait):
+                if not isinstance(action, Manage):
                     self._begin_action(action, conversation)
                     return
-                reply = self._do(action)
+                reply = self._manage(action)
         except StopIteration:
             self._ended += 1
 
@@ -309,22 +307,11 @@ class _Turns:
             callback=lambda result, error: self._replies.put((conversation, error or result)),
         )
 
-    def _do(self, action: Register | Forget) -> Reply:
-        """Do at once what takes the server no time."""
+    def _manage(self, action: Manage) -> Reply:
         try:
-            if isinstance(action, Forget):
-                self._connection.unregister_system_shared_memory(
-                    action.name, headers=self._headers, client_timeout=REGION_SECONDS
-                )
-            else:
-                region = action.region
-                self._connection.register_system_shared_memory(
-                    region.name,
-                    region.key,
-                    region.size,
-                    headers=self._headers,
-                    client_timeout=REGION_SECONDS,
-                )
+            getattr(self._connection, action.method)(
+                **action.arguments, headers=self._headers, client_timeout=MANAGE_SECONDS
+            )
         except InferenceServerException as error:
             return error
         return None

@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from triton_face_client.errors import (
     DeadlineError,
@@ -23,7 +23,7 @@ from triton_face_client.errors import (
 from triton_face_client.faces import Faces, Tensors
 from triton_face_client.retry import Retry, may_go_well_again
 from triton_face_client.service import Model
-from triton_face_client.shared_regions import INVALID_ARGUMENT, Region, Regions
+from triton_face_client.transport import INVALID_ARGUMENT, Lease, Manage, Transport
 
 BLAMED = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
 """A face and its reason in a refusal of align_mask; it names the first few."""
@@ -34,7 +34,7 @@ DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 REGION_LOST = "Unable to find shared memory region"
 REGION_IN_USE = "currently in use"
 
-REGION_SECONDS = 10.0
+MANAGE_SECONDS = 10.0
 """For the server to map a region or let go of it, which takes it milliseconds."""
 
 FORGET_TRIES, FORGET_WAIT = 100, 0.05
@@ -92,21 +92,7 @@ class Wait:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Register:
-    """Make the region known to the server."""
-
-    region: Region
-
-
-@dataclasses.dataclass(frozen=True)
-class Forget:
-    """Have the server forget the region of this name."""
-
-    name: str
-
-
-Action = Send | Wait | Register | Forget
+Action = Send | Wait | Manage
 Refused = dict[int, str]
 """Faces that the service refuses, by their index in the call, and why."""
 
@@ -139,7 +125,7 @@ class Question:
     deliver: Deliver
 
 
-def converse(question: Question, policy: Policy, regions: Regions | None) -> Conversation:
+def converse(question: Question, policy: Policy, transport: Transport) -> Conversation:
     """Ask until every face has its answer or its refusal; return the refusals.
 
     Parameters
@@ -148,8 +134,8 @@ def converse(question: Question, policy: Policy, regions: Regions | None) -> Con
         What is asked.
     policy : Policy
         How far to go.
-    regions : Regions, optional
-        Shared memory to send the tensors through; without it they go into the message.
+    transport : Transport
+        How the tensors go.
 
     Raises
     ------
@@ -161,7 +147,7 @@ def converse(question: Question, policy: Policy, regions: Regions | None) -> Con
     rows, refused = question.rows, {}
     while len(rows):
         try:
-            yield from _tries(question, rows, policy, regions)
+            yield from _tries(question, rows, policy, transport)
         except InferenceServerException as error:
             blamed = _blamed(error, rows)
             if not blamed:
@@ -176,12 +162,12 @@ def converse(question: Question, policy: Policy, regions: Regions | None) -> Con
     return refused
 
 
-def take_leave(regions: Regions) -> Conversation:
-    """Give shared memory back, the server's share of it too."""
-    for name in regions.close():
+def take_leave(transport: Transport) -> Conversation:
+    """Let go of the transport's memory, and have the server do so too."""
+    for forgetting in transport.close():
         for _ in range(FORGET_TRIES):
             try:
-                yield Forget(name)
+                yield forgetting
             except InferenceServerException as error:
                 # Any other reason: it is gone already, with the server or with its region.
                 if REGION_IN_USE not in (error.message() or ""):
@@ -192,12 +178,15 @@ def take_leave(regions: Regions) -> Conversation:
 
 
 def _tries(
-    question: Question, rows: np.ndarray, policy: Policy, regions: Regions | None
+    question: Question, rows: np.ndarray, policy: Policy, transport: Transport
 ) -> Generator[Action, Any, None]:
     waits = policy.retry.waits()
     while True:
         try:
-            yield from _try(question, rows, policy, regions)
+            yield from _try(question, rows, policy, transport)
+        except FaceServiceError:
+            # Said by this client, and final.
+            raise
         except InferenceServerException as error:
             lost = REGION_LOST in (error.message() or "")
             wait = next(waits, None) if lost or may_go_well_again(error) else None
@@ -214,33 +203,29 @@ def _tries(
 
 
 def _try(
-    question: Question, rows: np.ndarray, policy: Policy, regions: Regions | None
+    question: Question, rows: np.ndarray, policy: Policy, transport: Transport
 ) -> Generator[Action, Any, None]:
     seconds = min(policy.timeout, policy.deadline - time.monotonic())
     if seconds <= 0:
         raise DeadlineError("the deadline is over", DEADLINE_EXCEEDED)
     tensors = question.faces.tensors(rows)
-    sizes = {name: (len(rows), *question.model.outputs[name][1]) for name in question.outputs}
-    if regions is None:
-        inputs = [_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()]
-        outputs = [InferRequestedOutput(name) for name in sizes]
+    expected = {}
+    for name in question.outputs:
+        datatype, shape = question.model.outputs[name]
+        expected[name] = datatype, (len(rows), *shape)
+    with transport.lent(tensors, expected) as lease:
+        if lease.registration is not None:
+            yield from _register(lease)
+        inputs = [lease.input(name, values) for name, values in tensors.items()]
+        outputs = [lease.output(name) for name in expected]
         result = yield Send(question.model.name, inputs, outputs, seconds)
-        question.deliver(rows, {name: _checked(result, name, shape) for name, shape in sizes.items()})
-        return
-    types = {name: question.model.outputs[name][0] for name in sizes}
-    with regions.lent(tensors, sizes, types) as region:
-        if not region.registered:
-            yield from _register(region)
-        inputs = [region.input(name, values) for name, values in tensors.items()]
-        outputs = [region.output(name) for name in sizes]
-        yield Send(question.model.name, inputs, outputs, seconds)
-        question.deliver(rows, {name: region.array(name) for name in sizes})
+        question.deliver(rows, {name: lease.read(name, result) for name in expected})
 
 
-def _register(region: Region) -> Generator[Action, Any, None]:
+def _register(lease: Lease) -> Generator[Action, Any, None]:
     try:
-        yield Register(region)
-        region.is_registered()
+        yield lease.registration
+        lease.is_registered()
     except InferenceServerException as error:
         if may_go_well_again(error):
             raise
@@ -250,19 +235,6 @@ def _register(region: Region) -> Generator[Action, Any, None]:
             "without",
             error.status(),
         ) from None
-
-
-def _input(name: str, values: np.ndarray) -> InferInput:
-    return InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
-
-
-def _checked(result: InferResult, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Take an output; Triton has answered with status OK and an empty tensor when its memory was full."""
-    values = result.as_numpy(name)
-    if values is None or values.shape != shape:
-        found = "none" if values is None else f"one of the shape {list(values.shape)}"
-        raise FaceServiceError(f"the server's answer has {found} for {name} {list(shape)}; look at its log")
-    return values
 
 
 def _blamed(error: InferenceServerException, rows: np.ndarray) -> dict[int, str]:

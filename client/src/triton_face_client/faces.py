@@ -1,13 +1,14 @@
 """The caller's faces: checked once, cut into requests that the server takes."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from triton_face_client.torch_bridge import as_array
+from triton_face_client.torch_bridge import as_array, is_tensor
 
 LANDMARKS = 68
 OUTER_EYE_CORNERS = (36, 45)
@@ -27,12 +28,12 @@ class Faces:
     ----------
     landmarks : ndarray, shape (N, 68, 2)
         Landmarks (x, y).
-    frames : ndarray, shape (N, 3, H, W), or list of N ndarrays of shape (3, H, W), or None
-        uint8 or floating; None where a model needs landmarks alone.
+    frames : ndarray or tensor, shape (N, 3, H, W), or list of N ndarrays of shape (3, H, W), or None
+        uint8 or floating; a tensor where it may stay on its GPU, None where a model needs landmarks alone.
     """
 
     landmarks: np.ndarray
-    frames: np.ndarray | list[np.ndarray] | None = None
+    frames: Any = None
 
     def __len__(self) -> int:
         """Return the number of faces."""
@@ -45,7 +46,7 @@ class Faces:
             for first in range(0, len(alike), count):
                 yield alike[first : first + count]
 
-    def tensors(self, rows: np.ndarray) -> Tensors:
+    def tensors(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the request's tensors for these faces, in the types that the service takes."""
         tensors = {"LANDMARKS": np.ascontiguousarray(self.landmarks[rows], dtype=np.float32)}
         if self.frames is None:
@@ -54,15 +55,17 @@ class Faces:
             frames = np.stack([self.frames[row] for row in rows])
         else:
             frames = self.frames[_as_slice(rows)]
-        if frames.dtype == np.uint8:
-            return {"FRAMES_UINT8": np.ascontiguousarray(frames)} | tensors
-        return {"FRAMES": np.ascontiguousarray(frames, dtype=np.float32)} | tensors
+        if is_tensor(frames):
+            frames = (frames if is_bytes(frames) else frames.float()).contiguous()
+        else:
+            frames = np.ascontiguousarray(frames, dtype=None if is_bytes(frames) else np.float32)
+        return {"FRAMES_UINT8" if is_bytes(frames) else "FRAMES": frames} | tensors
 
     def _alike(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         groups: dict[tuple[Any, ...], Any] = defaultdict(list)
         if isinstance(self.frames, list):
             for row in rows.tolist():
-                groups[self.frames[row].shape, self.frames[row].dtype == np.uint8].append(row)
+                groups[self.frames[row].shape, is_bytes(self.frames[row])].append(row)
         elif len(rows):
             groups[()] = rows
         for group in groups.values():
@@ -71,10 +74,10 @@ class Faces:
     def _bytes_a_face(self, row: int) -> int:
         if self.frames is None:
             return self.landmarks[row].size * 4
-        return self.frames[row].size * (1 if self.frames[row].dtype == np.uint8 else 4)
+        return math.prod(self.frames[row].shape) * (1 if is_bytes(self.frames[row]) else 4)
 
 
-def checked_faces(frames: Any, landmarks: Any) -> Faces:
+def checked_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
     """Check the faces of a call.
 
     Parameters
@@ -83,6 +86,8 @@ def checked_faces(frames: Any, landmarks: Any) -> Faces:
         uint8 from 0 to 255, or floating in [0, 1]. In a sequence they may differ in size.
     landmarks : array or tensor, shape (N, 68, 2)
         Pixels of the frames.
+    on_gpu : bool
+        Whether a tensor of frames may stay where it is.
 
     Raises
     ------
@@ -91,9 +96,9 @@ def checked_faces(frames: Any, landmarks: Any) -> Faces:
     """
     points = checked_landmarks(landmarks)
     if isinstance(frames, Sequence):
-        checked: np.ndarray | list[np.ndarray] = [_checked_frame(as_array(frame)) for frame in frames]
+        checked: Any = [_checked_frame(as_array(frame)) for frame in frames]
     else:
-        checked = as_array(frames)
+        checked = frames.detach() if on_gpu and is_tensor(frames) else as_array(frames)
         if checked.ndim != 4 or (len(checked) and checked.shape[1] != 3):
             raise ValueError(f"frames have the shape {_shape(checked)}, not [N, 3, H, W]{_hint(checked)}")
         _check_type(checked)
@@ -136,19 +141,24 @@ def _checked_frame(frame: np.ndarray) -> np.ndarray:
     return frame
 
 
-def _check_type(frames: np.ndarray) -> None:
-    if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
+def is_bytes(frames: Any) -> bool:
+    """Tell whether an array or a tensor is of type uint8."""
+    return str(frames.dtype).endswith("uint8")
+
+
+def _check_type(frames: Any) -> None:
+    if not (is_bytes(frames) or "float" in str(frames.dtype)):
         raise ValueError(f"frames are of type {frames.dtype}: send uint8 from 0 to 255, or floats in [0, 1]")
 
 
-def _hint(frames: np.ndarray) -> str:
+def _hint(frames: Any) -> str:
     """Say how to mend channels in the last place, the commonest mistake."""
     if frames.ndim < 3 or frames.shape[-1] != 3:
         return ""
     return ": channels go first, numpy.moveaxis(frames, -1, -3)"
 
 
-def _shape(values: np.ndarray) -> list[int]:
+def _shape(values: Any) -> list[int]:
     return list(values.shape)
 
 

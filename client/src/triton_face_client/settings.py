@@ -9,6 +9,7 @@ from tritonclient.grpc import KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
 from triton_face_client.answers import Call
+from triton_face_client.cuda_regions import CudaMemory
 from triton_face_client.endpoint import Tls, channel_options, target
 from triton_face_client.errors import (
     DeadlineError,
@@ -20,7 +21,8 @@ from triton_face_client.exchange import DEADLINE_EXCEEDED, Policy
 from triton_face_client.faces import Faces, checked_faces, checked_landmarks, pose_faults
 from triton_face_client.retry import AWAY, Retry, may_go_well_again
 from triton_face_client.service import Model
-from triton_face_client.shared_regions import Regions
+from triton_face_client.shared_regions import SharedMemory
+from triton_face_client.transport import Messages, Transport
 
 ON_INVALID = ("raise", "nan")
 
@@ -52,8 +54,11 @@ class Settings:
         Seconds until one try of a request fails.
     retry : Retry, optional
         How long a request is sent again while the server is away or full.
-    shm : bool
-        Send tensors through shared memory. The server must run on this machine and allow it.
+    shm : bool or "cuda"
+        Send tensors through shared memory, or frames through memory of a GPU. The server must run on this
+        machine and allow it.
+    cuda_device : int
+        The GPU of ``shm="cuda"``, which the server must see by the same number.
 
     Raises
     ------
@@ -72,7 +77,8 @@ class Settings:
         in_flight: int = 4,
         timeout: float = 60.0,
         retry: Retry | None = None,
-        shm: bool = False,
+        shm: bool | str = False,
+        cuda_device: int = 0,
     ) -> None:
         if in_flight < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("in_flight and batch_size are at least 1")
@@ -92,7 +98,7 @@ class Settings:
         self.in_flight = in_flight
         self.timeout = timeout
         self.retry = retry or Retry()
-        self._regions = Regions() if shm else None
+        self._transport = _transport(shm, cuda_device)
         self._models: dict[str, Model] = {}
 
     def _policy(self, on_invalid: str, deadline: float | None) -> Policy:
@@ -104,7 +110,13 @@ class Settings:
 
     def _face_call(self, model: Model, frames: Any, landmarks: Any, outputs: Sequence[str]) -> Call:
         """Begin a call about frames with landmarks."""
-        return Call(model, checked_faces(frames, landmarks), tuple(outputs), {}, frames)
+        return Call(
+            model,
+            checked_faces(frames, landmarks, on_gpu=isinstance(self._transport, CudaMemory)),
+            tuple(outputs),
+            {},
+            frames,
+        )
 
     def _pose_call(self, model: Model, landmarks: Any, policy: Policy) -> Call:
         """Begin a call about landmarks alone."""
@@ -137,3 +149,11 @@ class Settings:
             f"{self.target} does not tell its configuration: {message} (a token or key goes into headers)",
             status,
         )
+
+
+def _transport(shm: bool | str, cuda_device: int) -> Transport:
+    if shm == "cuda":
+        return CudaMemory(cuda_device)
+    if shm not in (True, False):
+        raise ValueError(f"shm is {shm!r}: give True, False or 'cuda'")
+    return SharedMemory() if shm else Messages()

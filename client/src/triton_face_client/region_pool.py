@@ -1,0 +1,89 @@
+"""Pieces of memory that the server knows by name: one for each request in flight, used again and again."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from tritonclient.utils import InferenceServerException
+
+from triton_face_client.transport import INVALID_ARGUMENT, Manage
+
+GRANULE = 2**20
+"""Bytes. Regions are whole multiples, so that requests of nearly one size share them."""
+
+
+class NamedRegion(Protocol):
+    """What a pool is of."""
+
+    name: str
+    size: int
+    registered: bool
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+R = TypeVar("R", bound=NamedRegion)
+
+
+class RegionPool(Generic[R]):
+    """A pool of regions, for any number of threads.
+
+    Parameters
+    ----------
+    make : callable
+        Makes a region of a size in bytes.
+    forget : str
+        tritonclient's method that has the server forget a region.
+    """
+
+    def __init__(self, make: Callable[[int], R], forget: str) -> None:
+        self._make = make
+        self._forget = forget
+        self._free: list[R] = []
+        self._known: list[str] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def borrowed(self, size: int) -> Iterator[R]:
+        """Lend a region of at least `size` bytes.
+
+        After a failure it is not used again: the server may still be at work in it, or know it no longer. A
+        refusal is an answer.
+        """
+        region = self._take(size)
+        answered = False
+        try:
+            yield region
+            answered = True
+        except InferenceServerException as error:
+            answered = error.status() == INVALID_ARGUMENT
+            raise
+        finally:
+            if answered:
+                self._free.append(region)
+            else:
+                self._let_go(region)
+
+    def close(self) -> list[Manage]:
+        """Let go of all of them; return how the server forgets those it may still know."""
+        with self._lock:
+            regions, self._free = self._free, []
+        for region in regions:
+            self._let_go(region)
+        names, self._known = self._known, []
+        return [Manage(self._forget, {"name": name}) for name in names]
+
+    def _take(self, size: int) -> R:
+        with self._lock:
+            for region in self._free:
+                if region.size >= size:
+                    self._free.remove(region)
+                    return region
+        return self._make(-(-size // GRANULE) * GRANULE)
+
+    def _let_go(self, region: R) -> None:
+        region.close()
+        if region.registered:
+            self._known.append(region.name)
