@@ -14,8 +14,11 @@ import torch
 PITCH_LIMIT, ROLL_LIMIT, YAW_LIMIT = (math.radians(degrees) for degrees in (60.0, 75.0, 60.0))
 """Largest raw Pitch, Roll and Yaw, in radians."""
 
-NEAR, FAR = 35.0, 400.0
-"""Camera distances in head units (about cm): from a phone at arm's length to a long lens."""
+NEAR, FAR = 28.0, 52.0
+"""Camera distances in head units (about cm), as far as tracked faces show them.
+
+The meshes that MediaPipe gives shrink with depth as if nearly all were seen from 30 to 55 cm.
+"""
 
 FRONTAL_SHARE = 0.6
 """Share of poses from the bell around the frontal pose; the rest is uniform within the limits."""

@@ -13,7 +13,7 @@ from export.pose_training.head import EXPRESSIONS, MIRRORED_LANDMARK, HeadModel,
 MIRRORED_SIGN = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)
 """What a horizontal mirror does to (Pitch, Roll, Yaw, X, Y, Z)."""
 
-RELAXED = 0.25
+RELAXED = 0.15
 """Standard deviation of all expression weights in a relaxed face."""
 
 
@@ -33,7 +33,7 @@ class Faces:
     poses: torch.Tensor
 
 
-def sample_faces(count: int, generator: torch.Generator) -> Faces:
+def sample_faces(count: int, generator: torch.Generator, point_habit: float = noise.POINT_HABIT) -> Faces:
     """Draw faces, each of an identity of its own.
 
     Parameters
@@ -42,6 +42,8 @@ def sample_faces(count: int, generator: torch.Generator) -> Faces:
         How many.
     generator : torch.Generator
         Source of randomness; equal states give equal faces.
+    point_habit : float
+        Standard deviation of a landmarker's own idea of where a point is, in eye distances.
 
     Returns
     -------
@@ -57,7 +59,7 @@ def sample_faces(count: int, generator: torch.Generator) -> Faces:
     landmarks = noise.slide_contour(projected, rotations[:, :2, 0], _sample_slide(count, generator))
     left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
-    landmarks = noise.disturb(landmarks, eye_distance, generator)
+    landmarks = noise.disturb(landmarks, eye_distance, generator, point_habit)
     return Faces(landmarks, torch.cat([angles, translations], dim=1))
 
 

@@ -47,12 +47,12 @@ JAW_STEPS = (0.15, 0.3, 0.45)
 
 PROPORTIONS = (
     "width", "height", "depth", "jaw_length", "jaw_width", "jaw_depth",
-    "nose_length", "nose_depth", "nose_width",
+    "nose_length", "nose_depth", "nose_width", "mouth_depth",
 )  # fmt: skip
 """The first identity modes."""
 
-TYPICAL_PROPORTIONS = {"jaw_length": -1.4, "nose_depth": 1.6}
-"""Mean mode weights, where not 0: tracked faces have shorter chins and longer noses."""
+TYPICAL_PROPORTIONS = {"jaw_length": -1.4, "nose_depth": 1.6, "mouth_depth": 0.8}
+"""Mean mode weights, where not 0: tracked faces have shorter chins, longer noses and fuller lips."""
 
 EXPRESSIONS = (
     "jaw_open", "smile", "lip_corners_raise", "lips_stretch", "pucker", "mouth_sideways",
@@ -193,10 +193,10 @@ def _surface_weights(mesh: np.ndarray, targets: np.ndarray, neighbours: int = 4)
     return result
 
 
-IDENTITY_SCALES = ((12.0, 0.09), (6.0, 0.09), (3.0, 0.075))
+IDENTITY_SCALES = ((12.0, 0.07), (6.0, 0.07), (3.0, 0.06))
 """Length and standard deviation per axis (cm) of the smooth random fields of an identity."""
 
-ASYMMETRY = 0.15
+ASYMMETRY = 0.6
 """Standard deviation of the mirror-antisymmetric part, relative to the symmetric one."""
 
 
@@ -265,6 +265,7 @@ def _proportion_modes(mesh: np.ndarray) -> np.ndarray:
         "nose_length": (zero, 0.15 * nose, zero),
         "nose_depth": (zero, zero, -0.25 * nose),
         "nose_width": (0.15 * nose * np.sign(x), zero, zero),
+        "mouth_depth": (zero, zero, -0.25 * _bump(mesh, 0.0, MOUTH_HEIGHT, 1.8, 1.3)),
     }
     return np.stack([np.stack(named[name], axis=-1) for name in PROPORTIONS])
 
@@ -301,7 +302,7 @@ def _mouth_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
     smile = (
         0.6 * corner * np.sign(x),
         0.35 * lower - 0.3 * upper - 0.6 * corner,
-        0.3 * around + 0.4 * corner,
+        0.4 * corner,
     )
     return {
         "smile": np.stack(smile, axis=-1),

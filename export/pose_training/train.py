@@ -16,11 +16,12 @@ from tqdm import tqdm
 from export.errors import ExportError
 from export.pose_training.dataset import Faces, network_input, sample_faces, with_mirrored
 from export.pose_training.network import PoseNetwork, new_network, save_network
+from export.pose_training.noise import TRAINING_HABIT
 
 DEFAULT_OUT = Path("build/pose_mlp.safetensors")
 """Not the shipped checkpoint, which is replaced by hand once a new one has been judged better."""
 
-STEPS = 40_000
+STEPS = 11_000
 FACES_PER_STEP = 512
 """Faces drawn a step; each is followed by its mirror image, so a batch is twice as large."""
 
@@ -164,7 +165,7 @@ def _fit(
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * _rate(step, steps)
-        faces = with_mirrored(sample_faces(faces_per_step, generator))
+        faces = with_mirrored(sample_faces(faces_per_step, generator, TRAINING_HABIT))
         _take_step(network, optimizer, faces, step)
         _follow(averaged, network, min(AVERAGING, step / (step + 10)))
         if step % CHECK_EVERY and step != steps:
