@@ -64,4 +64,6 @@ def write_openface_table(path: Path, landmarks: np.ndarray, lost_frame: int) -> 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))

@@ -8,10 +8,11 @@ requests into batches.
 
 import asyncio
 import os
+import sys
 
 import numpy as np
 
-from triton_face_client import AsyncFaceFeatureClient, DeadlineError, Retry
+from triton_face_client import AsyncFaceFeatureClient, DeadlineError, Retry, ServiceUnavailableError
 from triton_face_client.sample_faces import sample_faces
 
 CALLERS = 50
@@ -34,7 +35,7 @@ async def main() -> None:
     """Let all callers ask at once, and cancel one of them."""
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
     async with AsyncFaceFeatureClient(url, retry=Retry(seconds=5), timeout=10) as client:
-        await client.wait_until_ready(30)
+        await client.wait_until_ready(5)
         tasks = [asyncio.create_task(caller(client, number)) for number in range(CALLERS)]
         tasks[-1].cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -44,4 +45,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except ServiceUnavailableError as error:
+        sys.exit(error.message())

@@ -60,4 +60,6 @@ def draw(picture: Path, frame: np.ndarray, degrees: np.ndarray, change: np.ndarr
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(*map(Path, sys.argv[1:4]))

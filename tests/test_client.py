@@ -256,6 +256,7 @@ LANDMARKS = np.zeros((2, 68, 2), dtype=np.float32)
         (FRAMES, np.zeros((2, 478, 2)), ["HOG"], "from_mediapipe"),
         (FRAMES, np.zeros((2, 136)), ["HOG"], "extract_hog_features"),
         (FRAMES, LANDMARKS.astype(complex), ["HOG"], "complex128, not numbers"),
+        (FRAMES, np.random.default_rng(0).random((2, 68, 2)), ["HOG"], "multiply them by its width"),
         (FRAMES, LANDMARKS, ["HOGG"], "ensemble has no output HOGG: ask for any of HOG, POSE"),
         (FRAMES, LANDMARKS, [], "ask for any of HOG, POSE"),
     ],

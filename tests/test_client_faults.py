@@ -120,7 +120,7 @@ def test_a_wrong_address_is_said_at_once():
 def test_the_http_port_is_said_to_be_wrong(server: LocalServer):
     with (
         FaceFeatureClient(server.http_url, timeout=5) as client,
-        pytest.raises(FaceServiceError, match="is the address"),
+        pytest.raises(FaceServiceError, match="does not speak gRPC: is it the HTTP"),
     ):
         client.pose(photo_faces(1, 331)[1])
 

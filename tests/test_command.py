@@ -167,6 +167,7 @@ def test_a_server_that_goes_away_ends_a_run_that_goes_on_later(
         _, said = process.communicate()
     assert process.returncode == 4
     assert said.splitlines()[-1].startswith(b"triton-face run: ")
+    assert b"out.parquet.parts, the same command goes on there" in said.splitlines()[-1]
     code, _ = run("--json", table="long.npz")
     report = json.loads(capsys.readouterr().out)
     assert code == 0
@@ -242,6 +243,58 @@ def test_images_of_a_pyfeat_table_of_which_one_is_cut_off(
     assert np.isfinite(hog[:3]).all()
     assert np.corrcoef(hog[0], hog[2])[0, 1] > 0.9, "the same face at another size"
     assert rows["FaceRectX"].to_pylist() == [1.0] * 4
+
+
+def test_faces_are_cut_by_the_box_that_pyfeat_cut_them_by(
+    server: LocalServer, pictures: Path, client: FaceFeatureClient, capsys: pytest.CaptureFixture
+):
+    """py-feat's tables have the face detector's box, enlarged already."""
+    points = np.loadtxt(PROJECT / "deploy/local/data/astronaut_landmarks.csv", delimiter=",", skiprows=1)
+    box = np.array([160.0, 20.0, 290.0, 200.0])
+    names = ["FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight"]
+    table = pictures.parent / "rect.csv"
+    header = ["frame", *names, *(f"{axis}_{i}" for axis in "xy" for i in range(68))]
+    row = [0, *box[:2], *(box[2:] - box[:2]), *points.T.ravel()]
+    table.write_text(",".join(header) + "\n" + ",".join(map(str, row)) + "\n")
+    image = pictures / "p0.jpg"
+    out = pictures.parent / "out.parquet"
+    command = ["run", str(image), "--landmarks", str(table), "--out", str(out), "--url", server.grpc_url]
+    assert main([*command, "--crop", "face-rect"]) == 0
+    pixels = np.asarray(Image.open(image))
+    crop = cut_faces(pixels, box[None], enlarge=1.0)
+    expected = client.features(crop, crop_landmarks(points[None], box[None], enlarge=1.0), ["HOG"])["HOG"]
+    np.testing.assert_array_equal(np.stack(pq.read_table(out)["HOG"].to_numpy()), expected)
+    assert main([*command, "--restart", "--enlarge", "1.8"]) == 0
+    crop = cut_faces(pixels, landmark_boxes(points[None]), enlarge=1.8)
+    places = crop_landmarks(points[None], landmark_boxes(points[None]), enlarge=1.8)
+    np.testing.assert_array_equal(
+        np.stack(pq.read_table(out)["HOG"].to_numpy()), client.features(crop, places, ["HOG"])["HOG"]
+    )
+    film = ["run", str(image), "--landmarks", str(pictures.parent / "fex.csv"), "--out", f"{out}.csv"]
+    assert main([*film, "--crop", "face-rect", "--url", server.grpc_url]) == 3
+    assert "no column FaceRectY" in capsys.readouterr().err
+
+
+def test_a_table_that_names_another_video_is_warned_of(
+    run: Run, server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    landmarks = read_table(folder / "film.csv").landmarks
+    table = tmp_path / "other.npz"
+    np.savez(table, landmarks=landmarks, source=["other.mp4"] * FRAMES, frame=np.arange(FRAMES) + 6)
+    code, _ = run(table=str(table))
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "warning: " in said
+    assert "names other.mp4, but film.avi was read" in said
+    assert "for example row 6: " in said
+    assert "film.avi has 12 frames, frame 12 is not among them" in said
+
+
+def test_shares_of_the_image_are_no_pixels(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    table = tmp_path / "shares.npz"
+    np.savez(table, landmarks=np.random.default_rng(0).random((3, 68, 2)))
+    assert run(table=str(table))[0] == 3
+    assert "multiply them by its width and height" in capsys.readouterr().err
 
 
 def spoiled_table(tmp_path: Path, folder: Path) -> Path:

@@ -6,10 +6,48 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from triton_face_client.crops import crop_landmarks, cut_faces, landmark_boxes
-from triton_face_client.face_tables import FaceTable
+from triton_face_client.face_tables import FaceTable, TableError
 from triton_face_client.media import FrameReader, MediaError
 
 NOT_FOUND = "no face: the table has no landmarks in this row"
+
+
+FACE_RECT = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropping:
+    """Which part of the image is the crop.
+
+    Attributes
+    ----------
+    box : {"landmarks", "face-rect"}
+        The box of the landmarks, or that of py-feat's face detector, which its tables have and which it has
+        enlarged already.
+    enlarge : float
+        What the box's sides are multiplied by.
+    """
+
+    box: str = "landmarks"
+    enlarge: float = 1.2
+
+    def boxes(self, table: FaceTable, rows: np.ndarray) -> np.ndarray:
+        """Return the boxes ``[R, 4]`` x1, y1, x2, y2 of rows, before they are enlarged.
+
+        Raises
+        ------
+        TableError
+            When the table has no face rectangles.
+        """
+        if self.box == "landmarks":
+            return landmark_boxes(table.landmarks[rows])
+        missing = [name for name in FACE_RECT if name not in table.carried]
+        if missing:
+            raise TableError(
+                f"the table has no column {missing[0]}: only py-feat's have the face detector's box"
+            )
+        left, top, width, height = (table.carried[name][rows] for name in FACE_RECT)
+        return np.stack([left, top, left + width, top + height], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +79,11 @@ class FaceChunk:
 
 
 def read_chunks(
-    table: FaceTable, reader: FrameReader, rows: Sequence[int] | np.ndarray, size: int
+    table: FaceTable,
+    reader: FrameReader,
+    rows: Sequence[int] | np.ndarray,
+    size: int,
+    cropping: Cropping = Cropping(),
 ) -> Iterator[FaceChunk]:
     """Cut the faces of `rows`, in their order, `size` rows at a time.
 
@@ -49,16 +91,17 @@ def read_chunks(
     """
     rows = np.asarray(rows)
     for first in range(0, len(rows), size):
-        yield _read_chunk(table, reader, rows[first : first + size])
+        yield _read_chunk(table, reader, rows[first : first + size], cropping)
 
 
-def _read_chunk(table: FaceTable, reader: FrameReader, rows: np.ndarray) -> FaceChunk:
-    boxes = landmark_boxes(table.landmarks[rows])
+def _read_chunk(table: FaceTable, reader: FrameReader, rows: np.ndarray, cropping: Cropping) -> FaceChunk:
+    boxes = cropping.boxes(table, rows)
     reasons: dict[int, str] = {}
     crops: dict[int, np.ndarray] = {}
     for place, row in enumerate(rows):
         try:
-            crops[place] = cut_faces(_image(table, reader, row), boxes[place : place + 1])[0]
+            image = _image(table, reader, row)
+            crops[place] = cut_faces(image, boxes[place : place + 1], enlarge=cropping.enlarge)[0]
         except MediaError as error:
             reasons[place] = str(error)
     cut = np.array(list(crops), dtype=np.int64)
@@ -67,7 +110,7 @@ def _read_chunk(table: FaceTable, reader: FrameReader, rows: np.ndarray) -> Face
         files=[_file(table, reader, row) for row in rows],
         cut=cut,
         crops=np.stack(list(crops.values())) if crops else np.empty((0, 3, 112, 112), dtype=np.float32),
-        landmarks=crop_landmarks(table.landmarks[rows[cut]], boxes[cut]),
+        landmarks=crop_landmarks(table.landmarks[rows[cut]], boxes[cut], enlarge=cropping.enlarge),
         reasons=reasons,
     )
 

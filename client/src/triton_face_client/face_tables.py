@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from triton_face_client.faces import LARGEST_SHARE
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -123,7 +125,9 @@ def read_table(path: Path | str) -> FaceTable:
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise TableError(f"{path}: landmark tables are .csv, .parquet or .npz files")
+        raise TableError(
+            f"{path}: landmark tables are .csv, .parquet or .npz files; images and videos go first"
+        )
     try:
         return reader(path)
     except OSError as error:
@@ -231,6 +235,7 @@ def _of_columns(table: "pa.Table", path: Path) -> FaceTable:
     if "success" in table.column_names:
         found &= _numbers(table, "success", path) != 0
     landmarks[~found] = np.nan
+    _check_pixels(landmarks, path)
     return FaceTable(
         landmarks=landmarks,
         frame=_frame_column(table, kind, path),
@@ -240,6 +245,16 @@ def _of_columns(table: "pa.Table", path: Path) -> FaceTable:
         carried=_carried(table, path),
         kind=kind,
     )
+
+
+def _check_pixels(landmarks: np.ndarray, path: Path) -> None:
+    """Refuse shares of the image, as MediaPipe gives landmarks, where pixels belong."""
+    largest = np.fmax.reduce(landmarks, axis=None, initial=0.0)
+    if 0 < largest <= LARGEST_SHARE:
+        raise TableError(
+            f"{path}: no landmark is larger than {largest:.2f}, so they are shares of the image: multiply "
+            "them by its width and height"
+        )
 
 
 def _landmarks(table: "pa.Table", path: Path) -> np.ndarray:
@@ -329,6 +344,7 @@ def _read_npz(path: Path) -> FaceTable:
     landmarks = landmarks.astype(np.float64)
     found = np.isfinite(landmarks).all(axis=(1, 2))
     landmarks[~found] = np.nan
+    _check_pixels(landmarks, path)
     return FaceTable(
         landmarks=landmarks,
         frame=_npz_frames(arrays.get("frame"), len(landmarks), path),

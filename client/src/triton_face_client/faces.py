@@ -14,6 +14,9 @@ LANDMARKS = 68
 OUTER_EYE_CORNERS = (36, 45)
 """Their distance is the unit of `pose_mlp` (SPEC section 5)."""
 
+LARGEST_SHARE = 2.0
+"""Landmarks in shares of the frame go from 0 to 1, a little beyond for a face at its edge."""
+
 REQUEST_BYTES = 64 * 2**20
 """Most bytes of frames in a request; beyond it a request has fewer faces. gRPC itself ends at 2 GB."""
 
@@ -104,6 +107,12 @@ def checked_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
         _check_type(checked)
     if len(checked) != len(points):
         raise ValueError(f"{len(checked)} frames, but landmarks of {len(points)} faces")
+    largest = np.fmax.reduce(np.abs(points), axis=None, initial=0.0)
+    if 0 < largest <= LARGEST_SHARE:
+        raise ValueError(
+            f"no landmark is larger than {largest:.2f}, so they are shares of the frame: multiply them by "
+            "its width and height; extract_hog_features takes shares [N, 136]"
+        )
     return Faces(points, checked)
 
 

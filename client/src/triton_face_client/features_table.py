@@ -72,6 +72,11 @@ def as_table(features: Features, faces: FaceTable) -> pa.Table:
     return table.replace_schema_metadata({TURNED_KEY: b"true" if faces.turned else b"false"})
 
 
+def parts_folder(out: Path) -> Path:
+    """Return where the parts of a file are while it is being made."""
+    return out.with_name(f"{out.name}.parts")
+
+
 class Parts:
     """The parts of a file that is being made. Use it as a context manager: one run at a time may.
 
@@ -95,7 +100,7 @@ class Parts:
         if out.suffix.lower() not in SUFFIXES:
             raise OutputError(f"{out}: name it .parquet, .csv or .npz")
         self.out = out
-        self.folder = out.with_name(out.name + ".parts")
+        self.folder = parts_folder(out)
         self._job = job
         self._restart = restart
 
@@ -104,7 +109,7 @@ class Parts:
         if self.out.exists() and not self._restart:
             raise OutputError(f"{self.out} is there already: give another name, or --restart to replace it")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -128,7 +128,13 @@ class Settings:
 
     def first_contact_error(self, error: InferenceServerException, model: str) -> FaceServiceError:
         """Say what to do when the server does not even tell its configuration."""
-        status, message = error.status(), error.message()
+        status, message = error.status(), error.message() or ""
+        if "Socket closed" in message:
+            return ServiceUnavailableError(
+                f"what answers at {self.target} does not speak gRPC: is it the HTTP or the metrics port? gRPC "
+                f"is 8001 by default ({message})",
+                status,
+            )
         if may_go_well_again(error) and status in AWAY:
             return ServiceUnavailableError(
                 f"no server answers at {self.target}: is the address that of the gRPC endpoint (port 8001 by "

@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report, text = COMMANDS[given.command](given)
     except FaceServiceError as error:
-        return _failed(given, error.message(), NO_SERVICE)
+        return _failed(given, f"{error.message()}{_what_is_kept(given)}", NO_SERVICE)
     # Every file, table and setting that cannot be used is a ValueError with one line.
     except (ValueError, OSError) as error:
         return _failed(given, str(error), BAD_INPUT)
     except ImportError as error:
         return _failed(given, f"{error}: {INSTALL[given.command]}", BAD_INPUT)
     except KeyboardInterrupt:
-        return _failed(given, "interrupted", INTERRUPTED)
+        return _failed(given, f"interrupted{_what_is_kept(given)}", INTERRUPTED)
     print(json.dumps(dataclasses.asdict(report)) if given.json else text)
     return 0
 
@@ -51,17 +51,21 @@ def _run(given: argparse.Namespace) -> tuple[Any, str]:
     # Here and not above, as in the other commands: each needs an extra of its own.
     from triton_face_client.command.run import as_text, run
 
+    cropping = command_line.cropping(given)
     with _client(given) as client:
-        report = run(client, find_media(given.media), given.landmarks, given.out, given.restart)
+        report = run(client, find_media(given.media), given.landmarks, given.out, given.restart, cropping)
     return report, as_text(report)
 
 
 def _plot(given: argparse.Namespace) -> tuple[Any, str]:
-    from triton_face_client.command.plot import plot
+    from triton_face_client.command.plot import as_text, plot
 
+    cropping = command_line.cropping(given)
     with _client(given) as client:
-        report = plot(client, find_media(given.media), given.landmarks, given.out, given.count, given.rows)
-    return report, f"{report.out}: {report.faces} faces, {report.refused} of them refused"
+        report = plot(
+            client, find_media(given.media), given.landmarks, given.out, given.count, given.rows, cropping
+        )
+    return report, as_text(report)
 
 
 def _bench(given: argparse.Namespace) -> tuple[Any, str]:
@@ -104,6 +108,16 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
         "retry": Retry(seconds=given.retry),
         "shm": given.shm,
     }
+
+
+def _what_is_kept(given: argparse.Namespace) -> str:
+    """Say that an unfinished run can go on, where it can."""
+    if given.command != "run":
+        return ""
+    from triton_face_client.features_table import parts_folder
+
+    folder = parts_folder(given.out)
+    return f"; what is done is kept in {folder}, the same command goes on there" * folder.exists()
 
 
 def _failed(given: argparse.Namespace, message: str, code: int) -> int:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from triton_face_client.endpoint import Tls
+from triton_face_client.face_chunks import Cropping
 from triton_face_client.pyfeat import URL_VARIABLE
 from triton_face_client.settings import DEFAULT_URL
 
@@ -98,8 +99,27 @@ def _add_media(command: argparse.ArgumentParser, files: str) -> None:
         type=Path,
         required=True,
         metavar="TABLE",
-        help="OpenFace or py-feat CSV, Parquet, or NPZ with landmarks [N, 68, 2] (and frame [N])",
+        help="OpenFace or py-feat CSV, Parquet (also of run), or NPZ with landmarks [N, 68, 2], frame [N]",
     )
+
+    command.add_argument(
+        "--crop",
+        choices=("landmarks", "face-rect"),
+        default="landmarks",
+        help="cut by the box of the landmarks, or by py-feat's FaceRect columns, as py-feat itself does",
+    )
+    command.add_argument(
+        "--enlarge",
+        type=_positive,
+        metavar="FACTOR",
+        help="of the box (1.2; of face-rect 1, which is enlarged already)",
+    )
+
+
+def cropping(arguments: argparse.Namespace) -> Cropping:
+    """Return which part of the image is a face's crop."""
+    usual = Cropping().enlarge if arguments.crop == "landmarks" else 1.0
+    return Cropping(arguments.crop, arguments.enlarge or usual)
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:

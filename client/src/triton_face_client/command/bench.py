@@ -64,6 +64,8 @@ class LoadReport:
         Faces a second asked for, of an open loop.
     seconds : float
         From the first request to the last answer.
+    due : int
+        Requests started; of an open loop, those whose random moments fell into the time.
     requests : int
         Answered.
     failed : dict of str to int
@@ -79,6 +81,7 @@ class LoadReport:
     concurrency: int | None
     rate: float | None
     seconds: float
+    due: int
     requests: int
     failed: dict[str, int]
     faces_a_second: float
@@ -126,6 +129,7 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
         concurrency=load.concurrency if load.rate is None else None,
         rate=load.rate,
         seconds=elapsed,
+        due=len(latencies) + failed.total(),
         requests=len(latencies),
         failed=dict(failed),
         faces_a_second=len(latencies) * load.batch / elapsed,
@@ -135,13 +139,17 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
 
 def as_text(report: LoadReport) -> str:
     """Lay a report out as a few lines."""
-    how = f"{report.concurrency} requests at a time" if report.rate is None else f"{report.rate:g} faces/s"
+    how = (
+        f"{report.concurrency} requests at a time"
+        if report.rate is None
+        else f"{report.rate:g} faces/s at random moments"
+    )
     failed = ", ".join(f"{count} {status}" for status, count in report.failed.items()) or "none"
     latency = "   ".join(f"{name} {value:.2f}" for name, value in report.latency_ms.items())
     return "\n".join(
         [
             f"{report.loop} loop, {how}, {report.batch} faces each, {report.seconds:.1f} s",
-            f"answered     {report.requests} requests, {report.faces_a_second:.1f} faces/s",
+            f"answered     {report.requests} of {report.due} requests, {report.faces_a_second:.1f} faces/s",
             f"failed       {failed}",
             f"latency, ms  {latency or '-'}",
         ]

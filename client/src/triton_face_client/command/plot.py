@@ -8,7 +8,7 @@ import numpy as np
 
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.drawing import MOST_FACES, SheetFace, check_picture_path, draw_face, draw_sheet
-from triton_face_client.face_chunks import FaceChunk, read_chunks
+from triton_face_client.face_chunks import Cropping, FaceChunk, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
 from triton_face_client.media import FrameReader, MediaError, is_image
 
@@ -41,6 +41,7 @@ def plot(
     out: Path,
     count: int,
     rows: Sequence[int] | None,
+    cropping: Cropping = Cropping(),  # noqa: B008 - it cannot change
 ) -> PlotReport:
     """Draw one face of a landmark table in detail, or many as a contact sheet.
 
@@ -59,6 +60,8 @@ def plot(
         Faces to draw, spread evenly over the rows that have one, or over all if none has.
     rows : sequence of int or None
         These rows of the table, from 0, instead.
+    cropping : Cropping
+        Which part of the image is a face's crop.
 
     Raises
     ------
@@ -77,13 +80,19 @@ def plot(
     if not media:
         table, media = _named_media(table, chosen, landmarks)
     with FrameReader(media, table.turned) as reader:
-        chunk = next(read_chunks(table, reader, chosen, len(chosen)))
+        chunk = next(read_chunks(table, reader, chosen, len(chosen), cropping))
     answers, reasons = _ask(client, chunk, table.landmarks[chosen])
     if len(chosen) == 1 and not reasons:
         _draw_one(out, chunk, table, answers[0])
     else:
         draw_sheet(out, [_sheet_face(place, chunk, table, answers, reasons) for place in range(len(chosen))])
     return PlotReport(faces=len(chosen), refused=len(reasons), out=str(out))
+
+
+def as_text(report: PlotReport) -> str:
+    """Say in a line what has been drawn."""
+    faces = "1 face" if report.faces == 1 else f"{report.faces} faces"
+    return f"{report.out}: {faces}" + (f", {report.refused} of them without features" * bool(report.refused))
 
 
 def _spread_rows(table: FaceTable, count: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from triton_face_client.answers import Answers
 from triton_face_client.client import FaceFeatureClient
-from triton_face_client.face_chunks import FaceChunk, read_chunks
+from triton_face_client.face_chunks import Cropping, FaceChunk, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
 from triton_face_client.features_table import Features, Parts, as_table
 from triton_face_client.media import FrameReader, MediaError
@@ -40,6 +40,10 @@ class RunReport:
         Rows whose image could not be read, or whose face the service refused; the column `refused` says why.
     resumed_at : int
         Rows that an interrupted run had done already.
+    example : str or None
+        One of the refused rows, and why.
+    warnings : list of str
+        What looks as if the media were not those of the table.
     """
 
     out: str
@@ -48,10 +52,17 @@ class RunReport:
     without_landmarks: int
     refused: int
     resumed_at: int
+    example: str | None
+    warnings: list[str]
 
 
 def run(
-    client: FaceFeatureClient, media: Sequence[Path], landmarks: Path, out: Path, restart: bool
+    client: FaceFeatureClient,
+    media: Sequence[Path],
+    landmarks: Path,
+    out: Path,
+    restart: bool,
+    cropping: Cropping,
 ) -> RunReport:
     """Compute the features of every row of a landmark table.
 
@@ -67,6 +78,8 @@ def run(
         The file to make, ``.parquet``, ``.csv`` or ``.npz``, with the table's rows in their order.
     restart : bool
         Replace what is there, instead of refusing a finished file and going on with an unfinished one.
+    cropping : Cropping
+        Which part of the image is a face's crop.
 
     Raises
     ------
@@ -76,25 +89,40 @@ def run(
         When the service fails. What is done is kept; the same call goes on there.
     """
     faces = read_table(landmarks)
-    with FrameReader(media, faces.turned) as reader, Parts(out, _job(media, landmarks), restart) as parts:
+    cropping.boxes(faces, np.zeros(0, dtype=np.int64))
+    job = _job(media, landmarks) | dataclasses.asdict(cropping)
+    with FrameReader(media, faces.turned) as reader, Parts(out, job, restart) as parts:
         start = parts.next_row()
         rows = np.arange(start, len(faces.frame))
         with tqdm(total=len(faces.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
-            for part in _in_parts(_features(client, faces, reader, rows), bar):
+            for part in _in_parts(_features(client, faces, reader, rows, cropping), bar):
                 _check_first(part, faces, landmarks)
                 parts.write(int(part.rows[0]), as_table(part, faces))
         reasons = parts.column("refused")
         parts.finish(len(faces.frame))
-    without = int((~faces.found).sum())
-    answered = reasons.count(None)
+    refused = [row for row, reason in enumerate(reasons) if reason and faces.found[row]]
     return RunReport(
         out=str(out),
         rows=len(reasons),
-        faces=answered,
-        without_landmarks=without,
-        refused=len(reasons) - answered - without,
+        faces=reasons.count(None),
+        without_landmarks=int((~faces.found).sum()),
+        refused=len(refused),
         resumed_at=start,
+        example=f"row {refused[0]}: {reasons[refused[0]]}" if refused else None,
+        warnings=_warnings(faces, media, landmarks),
     )
+
+
+def _warnings(faces: FaceTable, media: Sequence[Path], landmarks: Path) -> list[str]:
+    """Look for a table that belongs to another video: the one given is read whatever the table names."""
+    if faces.source is None or len(media) > 1:
+        return []
+    names = {PureWindowsPath(source).name for source in faces.source if source}
+    if not names or media[0].name in names:
+        return []
+    return [
+        f"{landmarks} names {sorted(names)[0]}, but {media[0].name} was read: is the table of this video?"
+    ]
 
 
 def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
@@ -106,14 +134,14 @@ def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
 
 
 def _features(
-    client: FaceFeatureClient, faces: FaceTable, reader: FrameReader, rows: np.ndarray
+    client: FaceFeatureClient, faces: FaceTable, reader: FrameReader, rows: np.ndarray, cropping: Cropping
 ) -> Iterator[Features]:
     """Answer the rows, chunk by chunk; the next chunks are cut while the server works."""
     size = client.model("ensemble").batch_size
     waiting: deque[FaceChunk] = deque()
 
     def to_send() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for chunk in read_chunks(faces, reader, rows, size):
+        for chunk in read_chunks(faces, reader, rows, size, cropping):
             waiting.append(chunk)
             yield chunk.crops, chunk.landmarks
 
@@ -172,9 +200,12 @@ def _check_first(part: Features, faces: FaceTable, landmarks: Path) -> None:
 
 
 def as_text(report: RunReport) -> str:
-    """Say in a line what a run has done."""
+    """Say in a few lines what a run has done."""
     gone_on = f", {report.resumed_at} of them done before" if report.resumed_at else ""
-    return (
+    lines = [
         f"{report.out}: {report.rows} rows{gone_on}; {report.faces} with features, "
-        f"{report.without_landmarks} without landmarks, {report.refused} refused (column refused says why)"
-    )
+        f"{report.without_landmarks} without landmarks, {report.refused} refused"
+    ]
+    if report.example:
+        lines.append(f"refused, for example {report.example} (the column refused has all reasons)")
+    return "\n".join(lines + [f"warning: {warning}" for warning in report.warnings])
