@@ -131,8 +131,8 @@ class Settings:
         status, message = error.status(), error.message() or ""
         if "Socket closed" in message:
             return ServiceUnavailableError(
-                f"what answers at {self.target} does not speak gRPC: is it the HTTP or the metrics port? gRPC "
-                f"is 8001 by default ({message})",
+                f"what answers at {self.target} closes the connection: is it the HTTP port (gRPC is 8001 by "
+                f"default), or does it want TLS or another certificate? ({message})",
                 status,
             )
         if may_go_well_again(error) and status in AWAY:
