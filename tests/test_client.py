@@ -139,6 +139,22 @@ def test_torch_tensors_are_taken_and_given_back(client: FaceFeatureClient):
     assert isinstance(client.pose(torch.from_numpy(landmarks)), torch.Tensor)
 
 
+def test_tensors_of_other_kinds(client: FaceFeatureClient):
+    frames, landmarks = photo_faces(2, 312)
+    listed = client.features([torch.from_numpy(frame) for frame in frames], torch.from_numpy(landmarks))
+    assert isinstance(listed["HOG"], torch.Tensor)
+    halves = torch.from_numpy(frames).to(torch.bfloat16)
+    np.testing.assert_array_equal(
+        client.features(halves, landmarks)["HOG"], client.features(halves.float(), landmarks)["HOG"]
+    )
+
+
+def test_floats_from_0_to_255_are_warned_of(client: FaceFeatureClient):
+    frames, landmarks = photo_faces(2, 313)
+    with pytest.warns(UserWarning, match="divide those from 0 to 255"):
+        client.features(255 * frames, landmarks)
+
+
 def test_a_stream_is_read_a_little_ahead_and_answered_in_order(server: LocalServer):
     frames, landmarks = photo_faces(90, 308)
     read = []
@@ -229,15 +245,19 @@ def test_no_good_face_at_all(client: FaceFeatureClient):
 def test_pose_of_bad_faces(client: FaceFeatureClient):
     frames, landmarks = photo_faces(6, 323)
     expected = client.pose(landmarks)
+    landmarks = landmarks.astype(np.float64)
     landmarks[1, 5], landmarks[4, 45] = np.nan, landmarks[4, 36]
-    with pytest.raises(InvalidFacesError, match="face 1: non-finite landmark: point 5.*; face 4: no eye dis"):
+    landmarks[2, 7] = 1e39  # infinite as float32
+    with pytest.raises(
+        InvalidFacesError, match="face 1: non-finite landmark: point 5.*; face 2: .*; face 4: no eye dis"
+    ):
         client.pose(landmarks)
     for pose in (
         client.pose(landmarks, on_invalid="nan"),
         client.features(frames, landmarks, ["POSE"], on_invalid="nan")["POSE"],
     ):
-        assert np.isnan(pose[[1, 4]]).all()
-        np.testing.assert_array_equal(pose[[0, 2, 3, 5]], expected[[0, 2, 3, 5]])
+        assert np.isnan(pose[[1, 2, 4]]).all()
+        np.testing.assert_array_equal(pose[[0, 3, 5]], expected[[0, 3, 5]])
 
 
 FRAMES = np.zeros((2, 3, 20, 20), dtype=np.float32)
@@ -250,6 +270,8 @@ LANDMARKS = np.zeros((2, 68, 2), dtype=np.float32)
         (np.zeros((2, 20, 20, 3), np.float32), LANDMARKS, ["HOG"], "channels go first"),
         (np.zeros((2, 1, 20, 20), np.float32), LANDMARKS, ["HOG"], r"\[2, 1, 20, 20\], not \[N, 3, H, W\]"),
         (FRAMES.astype(np.int64), LANDMARKS, ["HOG"], "int64: send uint8"),
+        (np.zeros((2, 3, 0, 20), np.float32), LANDMARKS, ["HOG"], r"\[2, 3, 0, 20\], not \[N, 3, H, W\]"),
+        (FRAMES, np.ma.masked_less(LANDMARKS, 1), ["HOG"], "masked array is given: fill it"),
         (FRAMES[0], LANDMARKS, ["HOG"], r"\[3, 20, 20\], not \[N, 3"),
         ([FRAMES[0], FRAMES[0][0]], LANDMARKS, ["HOG"], r"a frame has the shape \[20, 20\]"),
         (FRAMES[:1], LANDMARKS, ["HOG"], "1 frames, but landmarks of 2 faces"),

@@ -3,6 +3,9 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from tritonclient.grpc import InferenceServerClient, KeepAliveOptions
 from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
+from deploy.local.server import PROJECT
 from tests.faces import photo_faces
 from tests.raw import infer
 from triton_face_client import (
@@ -179,6 +183,67 @@ def test_a_server_that_hangs_is_given_up(own_server: LocalServer):
         finally:
             os.killpg(own_server.pid, signal.SIGCONT)
         np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
+
+
+def test_a_client_goes_on_after_an_interrupt(server: LocalServer):
+    """Ctrl-C at any moment of a call, as a notebook's stop button, must not leave a lock of gRPC's held."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys, threading
+        import numpy as np
+        from triton_face_client import FaceFeatureClient
+        from triton_face_client.sample_faces import sample_faces
+
+        frames, landmarks = sample_faces(256)
+        with FaceFeatureClient(sys.argv[1], batch_size=4, shm=sys.argv[2] == "shm") as client:
+            expected = client.features(frames[:8], landmarks[:8])["HOG"]
+            for number in range(30):
+                signal.setitimer(signal.ITIMER_REAL, 0.003 * (number + 1))
+                try:
+                    while True:
+                        client.features(frames, landmarks)
+                except KeyboardInterrupt:
+                    answers = client.features(frames[:8], landmarks[:8], deadline=20)
+                np.testing.assert_array_equal(answers["HOG"], expected)
+        print("went on")
+        """
+    )
+    interrupt = "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+    for transport in ("messages", "shm"):
+        done = subprocess.run(
+            [sys.executable, "-c", interrupt + script, server.grpc_url, transport],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout == "went on\n", done.stderr
+
+
+def test_a_deadline_covers_the_first_contact(own_server: LocalServer):
+    _, landmarks = photo_faces(1, 341)
+    os.killpg(own_server.pid, signal.SIGSTOP)
+    try:
+        with FaceFeatureClient(own_server.grpc_url) as client:
+            start = time.monotonic()
+            with pytest.raises(DeadlineError):
+                client.pose(landmarks, deadline=1.0)
+            with pytest.raises(ServiceUnavailableError):
+                client.wait_until_ready(1.0)
+            assert time.monotonic() - start < 6
+    finally:
+        os.killpg(own_server.pid, signal.SIGCONT)
+
+
+def test_times_that_cannot_be():
+    for times in ({"seconds": -1}, {"first": 0}, {"first": 3, "longest": 1}):
+        with pytest.raises(ValueError, match="longest at least first"):
+            Retry(**times)
+    for timeout in (0, float("nan"), float("inf"), 1e9):
+        with pytest.raises(ValueError, match="more than 0 and at most"):
+            FaceFeatureClient(timeout=timeout)
+    with FaceFeatureClient() as client, pytest.raises(ValueError, match="deadline is NaN"):
+        client.pose(photo_faces(1, 342)[1], deadline=float("nan"))
 
 
 def test_refusals_are_never_sent_again(client: FaceFeatureClient, monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,10 @@
 """py-feat's calls: what a user of py-feat gets after changing one import."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -141,6 +143,22 @@ def test_the_address_comes_from_the_environment(server: LocalServer):
         text=True,
     )
     assert done.stdout == "(2, 6)\n", done.stderr
+
+
+def test_threads_that_are_first_share_one_client(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRITON_FACE_URL", server.grpc_url)
+    pyfeat._default.clear()
+    _, landmarks = photo_faces(2, 367)
+    barrier = threading.Barrier(8)
+
+    def call(_number: int) -> FaceFeatureClient:
+        barrier.wait()
+        pyfeat.pose_from_landmarks(landmarks)
+        return pyfeat._default["client"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len(set(map(id, pool.map(call, range(8))))) == 1
+    pyfeat._default["client"].close()
 
 
 def test_importing_needs_numpy_and_tritonclient_alone():

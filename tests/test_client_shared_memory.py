@@ -85,6 +85,36 @@ def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
                     np.testing.assert_array_equal(hog, expected[face : face + 5])
 
 
+def test_regions_of_failed_requests_are_not_kept(server: LocalServer, client: FaceFeatureClient):
+    """Neither by the client nor by the server, while the client stays open."""
+    frames, landmarks = photo_faces(64, 358)
+    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=4) as shared:
+        for _ in range(15):
+            stream = shared.stream(((frames, landmarks) for _ in range(9)), ["MASK"])
+            next(stream)
+            stream.close()
+        assert len(known(shared)) <= 12
+        shared.features(frames, landmarks)
+    assert not known(client)
+
+
+def test_regions_of_requests_that_grow_take_each_others_place(server: LocalServer):
+    with FaceFeatureClient(server.grpc_url, shm=True, in_flight=1) as shared:
+        for side in range(200, 1400, 200):
+            shared.align(*photo_faces(1, 359, (side, side)), ["MASK"])
+        assert len(known(shared)) == 1
+
+
+def test_an_answer_without_its_tensors_is_not_an_answer(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
+    """As Triton has given when its memory was full: the region still holds another request's."""
+    frames, landmarks = photo_faces(2, 360)
+    with FaceFeatureClient(server.grpc_url, shm=True) as shared:
+        shared.features(frames, landmarks)
+        monkeypatch.setattr("tritonclient.grpc.InferResult.get_output", lambda _result, _name: None)
+        with pytest.raises(FaceServiceError, match="answer has no HOG"):
+            shared.features(frames, landmarks)
+
+
 def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: Path):
     script = textwrap.dedent(
         """

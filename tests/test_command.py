@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,81 @@ def test_a_table_that_names_another_video_is_warned_of(
     assert "names other.mp4, but film.avi was read" in said
     assert "for example row 6: " in said
     assert "film.avi has 12 frames, frame 12 is not among them" in said
+
+
+def test_rows_of_another_video_are_not_read_from_this_one(
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    landmarks = read_table(folder / "film.csv").landmarks
+    table = tmp_path / "two.npz"
+    source = ["film.avi", "other.avi"] * (FRAMES // 2)
+    np.savez(table, landmarks=landmarks, source=source, frame=np.arange(FRAMES))
+    code, out = run(table=str(table))
+    assert code == 0
+    rows = pq.read_table(out)
+    assert [bool(reason) for reason in rows["refused"].to_pylist()[1::2]] == [True] * (FRAMES // 2)
+    assert "names other.avi" in rows["refused"][1].as_py()
+    assert rows["refused"][0].as_py() is None
+
+
+def test_a_table_of_one_image_is_not_stretched_over_many(
+    server: LocalServer, pictures: Path, capsys: pytest.CaptureFixture
+):
+    """FaceLandmarkImg writes a table for each image, without a frame."""
+    table = pictures.parent / "landmark_img.csv"
+    lines = (pictures.parent / "fex.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    names = ["face", "confidence", *rows[0][3:]]
+    table.write_text("\n".join([", ".join(names)] + [", ".join(["0", "0.9", *row[3:]]) for row in rows[1:]]))
+    out = pictures.parent / "out.parquet"
+    command = ["run", str(pictures), "--landmarks", str(table), "--out", str(out), "--url", server.grpc_url]
+    assert main(command) == 3
+    assert "the table is of one image, 4 are given" in capsys.readouterr().err
+
+
+def test_a_column_that_is_empty_for_a_while(run: Run, server: LocalServer, folder: Path, tmp_path: Path):
+    """Parquet wants one type of a column, and a part that has nothing in it would have none."""
+    faces = np.load(folder / "long.npz")
+    count = 1100
+    names = ["frame", "Identity", *(f"{axis}_{i}" for axis in "xy" for i in range(68))]
+    rows = [
+        [frame, "" if row < 700 else "Anna", *points.T.ravel().round(2)]
+        for row, (frame, points) in enumerate(zip(faces["frame"][:count], faces["landmarks"], strict=False))
+    ]
+    table = tmp_path / "identities.csv"
+    table.write_text("\n".join(",".join(map(str, row)) for row in [names, *rows]))
+    code, out = run(table=str(table))
+    assert code == 0
+    assert pq.read_table(out)["Identity"].to_pylist()[-1] == "Anna"
+
+
+def test_the_only_face_may_be_refused(run: Run, tmp_path: Path):
+    table = tmp_path / "flat.npz"
+    np.savez(table, landmarks=np.full((1, 68, 2), 50.0), frame=[0])
+    code, out = run(table=str(table))
+    assert code == 0
+    assert "all landmarks are equal" in pq.read_table(out)["refused"][0].as_py()
+
+
+def test_the_table_is_not_written_over(run: Run, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture):
+    table = tmp_path / "out.npz"
+    table.write_bytes((folder / "long.npz").read_bytes())
+    assert run("--restart", table=str(table), name="out.npz")[0] == 3
+    assert "is what the features are to be made of" in capsys.readouterr().err
+    assert table.read_bytes() == (folder / "long.npz").read_bytes()
+
+
+def test_an_image_that_has_changed_since_is_another_job(
+    server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    copy = tmp_path / "inputs"
+    shutil.copytree(folder, copy)
+    start_long_run(server, copy, tmp_path / "out.parquet").kill()
+    os.utime(copy / "film.avi", (1, 1))
+    command = [str(copy / "film.avi"), "--landmarks", str(copy / "long.npz"), "--url", server.grpc_url]
+    time.sleep(0.5)
+    assert main(["run", *command, "--out", str(tmp_path / "out.parquet")]) == 3
+    assert "holds a run of other files" in capsys.readouterr().err
 
 
 def test_shares_of_the_image_are_no_pixels(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -13,7 +13,6 @@ from tritonclient.utils import InferenceServerException
 from triton_face_client.answers import Answers, Call, Window
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.exchange import (
-    MANAGE_SECONDS,
     Action,
     Conversation,
     Policy,
@@ -70,7 +69,7 @@ class AsyncFaceFeatureClient(Settings):
             pose, refused = await self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
         policy = self._policy(on_invalid, deadline)
-        call = self._face_call(await self.model("ensemble"), frames, landmarks, outputs)
+        call = self._face_call(await self.model("ensemble", policy.seconds_left), frames, landmarks, outputs)
         return await self._answer(call, policy)
 
     async def align(
@@ -84,7 +83,9 @@ class AsyncFaceFeatureClient(Settings):
     ) -> Answers:
         """Align and mask faces, as `FaceFeatureClient.align` does."""
         policy = self._policy(on_invalid, deadline)
-        call = self._face_call(await self.model("align_mask"), frames, landmarks, outputs)
+        call = self._face_call(
+            await self.model("align_mask", policy.seconds_left), frames, landmarks, outputs
+        )
         return await self._answer(call, policy)
 
     async def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
@@ -104,13 +105,11 @@ class AsyncFaceFeatureClient(Settings):
         async for answers in self._answers(calls, policy):
             yield answers
 
-    async def model(self, name: str) -> Model:
-        """Return what a model takes and gives, as the server's configuration has it; asked for once."""
+    async def model(self, name: str, seconds: float | None = None) -> Model:
+        """Return what a model takes and gives, as `FaceFeatureClient.model` does."""
         if name not in self._models:
             try:
-                reply = await self.connection.get_model_config(
-                    name, headers=self.headers, client_timeout=self.timeout
-                )
+                reply = await self.connection.get_model_config(name, **self._ask(seconds))
             except InferenceServerException as error:
                 raise self.first_contact_error(error, name) from None
             self._models[name] = Model.from_config(reply.config, self.batch_size)
@@ -119,19 +118,20 @@ class AsyncFaceFeatureClient(Settings):
     async def wait_until_ready(self, seconds: float) -> None:
         """Wait until the server and its models are ready, as `FaceFeatureClient.wait_until_ready` does."""
         end = time.monotonic() + seconds
-        while True:
+        while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if await self.connection.is_server_ready(self.headers, client_timeout=self.timeout):
+                if await self.connection.is_server_ready(**self._ask(left)):
                     return
-            if time.monotonic() > end:
-                raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(min(0.1, left))
+        raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
 
     async def _pose(
         self, model: str, landmarks: Any, on_invalid: str, deadline: float | None
     ) -> tuple[Any, Mapping[int, str]]:
         policy = self._policy(on_invalid, deadline)
-        answers = await self._answer(self._pose_call(await self.model(model), landmarks, policy), policy)
+        answers = await self._answer(
+            self._pose_call(await self.model(model, policy.seconds_left), landmarks, policy), policy
+        )
         return answers["POSE"], answers.refused
 
     async def _answer(self, call: Call, policy: Policy) -> Answers:
@@ -182,7 +182,7 @@ class AsyncFaceFeatureClient(Settings):
             return await asyncio.sleep(action.seconds)
         if isinstance(action, Manage):
             manage = getattr(self.connection, action.method)
-            return await manage(**action.arguments, headers=self.headers, client_timeout=MANAGE_SECONDS)
+            return await manage(**action.arguments, headers=self.headers, client_timeout=action.seconds)
         return await self.connection.infer(**action.arguments, headers=self.headers)
 
 

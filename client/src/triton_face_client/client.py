@@ -2,32 +2,20 @@
 
 import contextlib
 import functools
-import heapq
-import itertools
-import queue
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tritonclient.grpc import InferenceServerClient, InferResult
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from triton_face_client.answers import Answers, Call, Window
 from triton_face_client.errors import ServiceUnavailableError
-from triton_face_client.exchange import (
-    MANAGE_SECONDS,
-    Action,
-    Conversation,
-    Policy,
-    Send,
-    Wait,
-    take_leave,
-)
+from triton_face_client.exchange import Policy, take_leave
 from triton_face_client.service import Model
 from triton_face_client.settings import Settings
-from triton_face_client.transport import Manage
-
-Reply = InferResult | InferenceServerException | None
+from triton_face_client.turns import Turns, Worker
 
 
 class FaceFeatureClient(Settings):
@@ -70,12 +58,20 @@ class FaceFeatureClient(Settings):
         """Return tritonclient's client of the same endpoint."""
         return InferenceServerClient(**self._channel_arguments)
 
+    @functools.cached_property
+    def _worker(self) -> Worker:
+        worker = Worker()
+        # For a client that is dropped without being closed.
+        weakref.finalize(self, worker.stop)
+        return worker
+
     def close(self) -> None:
         """Close the connection and give its shared memory back."""
-        with contextlib.closing(_Turns(self.connection, self.headers)) as turns:
+        with contextlib.closing(self._turns()) as turns:
             turns.begin(take_leave(self._transport))
             turns.run_until_one_ends()
-        self.connection.close()
+        self._worker.ask(self.connection.close)
+        self._worker.stop()
 
     def features(
         self,
@@ -115,7 +111,7 @@ class FaceFeatureClient(Settings):
             pose, refused = self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
         policy = self._policy(on_invalid, deadline)
-        call = self._face_call(self.model("ensemble"), frames, landmarks, outputs)
+        call = self._face_call(self.model("ensemble", policy.seconds_left), frames, landmarks, outputs)
         return self._answer(call, policy)
 
     def align(
@@ -136,7 +132,7 @@ class FaceFeatureClient(Settings):
             the others as from `features`.
         """
         policy = self._policy(on_invalid, deadline)
-        call = self._face_call(self.model("align_mask"), frames, landmarks, outputs)
+        call = self._face_call(self.model("align_mask", policy.seconds_left), frames, landmarks, outputs)
         return self._answer(call, policy)
 
     def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
@@ -180,13 +176,19 @@ class FaceFeatureClient(Settings):
         model, policy = self.model("ensemble"), self._policy(on_invalid, None)
         yield from self._answers((self._face_call(model, *chunk, outputs) for chunk in chunks), policy)
 
-    def model(self, name: str) -> Model:
-        """Return what a model takes and gives, as the server's configuration has it; asked for once."""
+    def model(self, name: str, seconds: float | None = None) -> Model:
+        """Return what a model takes and gives, as the server's configuration has it.
+
+        Parameters
+        ----------
+        name : str
+            The model.
+        seconds : float, optional
+            How long the server may take to tell; by default `timeout`. It is asked once.
+        """
         if name not in self._models:
             try:
-                reply = self.connection.get_model_config(
-                    name, headers=self.headers, client_timeout=self.timeout
-                )
+                reply = self._worker.ask(lambda: self.connection.get_model_config(name, **self._ask(seconds)))
             except InferenceServerException as error:
                 raise self.first_contact_error(error, name) from None
             self._models[name] = Model.from_config(reply.config, self.batch_size)
@@ -201,19 +203,18 @@ class FaceFeatureClient(Settings):
             When they are not after so many seconds.
         """
         end = time.monotonic() + seconds
-        while True:
+        while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if self.connection.is_server_ready(self.headers, client_timeout=self.timeout):
+                if self._worker.ask(functools.partial(self.connection.is_server_ready, **self._ask(left))):
                     return
-            if time.monotonic() > end:
-                raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
-            time.sleep(0.1)
+            time.sleep(min(0.1, left))
+        raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
 
     def _pose(
         self, model: str, landmarks: Any, on_invalid: str, deadline: float | None
     ) -> tuple[Any, Mapping[int, str]]:
         policy = self._policy(on_invalid, deadline)
-        call = self._pose_call(self.model(model), landmarks, policy)
+        call = self._pose_call(self.model(model, policy.seconds_left), landmarks, policy)
         answers = self._answer(call, policy)
         return answers["POSE"], answers.refused
 
@@ -223,7 +224,7 @@ class FaceFeatureClient(Settings):
 
     def _answers(self, calls: Iterator[Call], policy: Policy) -> Iterator[Answers]:
         window = Window(self.in_flight)
-        with contextlib.closing(_Turns(self.connection, self.headers)) as turns:
+        with contextlib.closing(self._turns()) as turns:
             while True:
                 while window.wants_call and (call := next(calls, None)) is not None:
                     window.add(call)
@@ -237,88 +238,9 @@ class FaceFeatureClient(Settings):
                     turns.run_until_one_ends()
                     window.has_ended()
 
-    def _begin_all(self, window: Window, policy: Policy, turns: "_Turns") -> None:
+    def _turns(self) -> Turns:
+        return Turns(self._worker, self.connection, self.headers)
+
+    def _begin_all(self, window: Window, policy: Policy, turns: Turns) -> None:
         while (conversation := window.next_conversation(policy, self._transport)) is not None:
             turns.begin(conversation)
-
-
-class _Turns:
-    """Conversations that take turns on one thread; gRPC's own threads only hand their replies over."""
-
-    def __init__(self, connection: InferenceServerClient, headers: Mapping[str, str]) -> None:
-        self._connection = connection
-        self._headers = headers
-        self._replies: queue.SimpleQueue[tuple[Conversation, Reply]] = queue.SimpleQueue()
-        self._sent: dict[Conversation, Any] = {}
-        self._waiting: list[tuple[float, int, Conversation]] = []
-        self._ticket = itertools.count()
-        self._ended = 0
-
-    def begin(self, conversation: Conversation) -> None:
-        """Let a conversation speak for the first time."""
-        self._go_on(conversation, None)
-
-    def run_until_one_ends(self) -> None:
-        """Hand replies over until a conversation is over; raise what it raises."""
-        while not self._ended:
-            for conversation in self._awake():
-                self._go_on(conversation, None)
-            if self._ended:
-                break
-            with contextlib.suppress(queue.Empty):
-                conversation, reply = self._replies.get(timeout=self._until_next_waking())
-                self._sent.pop(conversation, None)
-                self._go_on(conversation, reply)
-        self._ended -= 1
-
-    def close(self) -> None:
-        """Cancel what is under way."""
-        for context in self._sent.values():
-            context.cancel()
-        for conversation in [*self._sent, *(conversation for *_, conversation in self._waiting)]:
-            conversation.close()
-
-    def _awake(self) -> Iterator[Conversation]:
-        while self._waiting and self._waiting[0][0] <= time.monotonic():
-            yield heapq.heappop(self._waiting)[2]
-
-    def _until_next_waking(self) -> float | None:
-        return max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
-
-    def _go_on(self, conversation: Conversation, reply: Reply) -> None:
-        try:
-            while True:
-                action = _tell(conversation, reply)
-                if not isinstance(action, Manage):
-                    self._begin_action(action, conversation)
-                    return
-                reply = self._manage(action)
-        except StopIteration:
-            self._ended += 1
-
-    def _begin_action(self, action: Send | Wait, conversation: Conversation) -> None:
-        if isinstance(action, Wait):
-            moment = time.monotonic() + action.seconds
-            heapq.heappush(self._waiting, (moment, next(self._ticket), conversation))
-            return
-        self._sent[conversation] = self._connection.async_infer(
-            **action.arguments,
-            headers=self._headers,
-            callback=lambda result, error: self._replies.put((conversation, error or result)),
-        )
-
-    def _manage(self, action: Manage) -> Reply:
-        try:
-            getattr(self._connection, action.method)(
-                **action.arguments, headers=self._headers, client_timeout=MANAGE_SECONDS
-            )
-        except InferenceServerException as error:
-            return error
-        return None
-
-
-def _tell(conversation: Conversation, reply: Reply) -> Action:
-    """Hand a reply over; return the next action."""
-    if isinstance(reply, InferenceServerException):
-        return conversation.throw(reply)
-    return conversation.send(reply)

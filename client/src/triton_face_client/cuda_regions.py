@@ -30,15 +30,16 @@ class CudaRegion(Message):
         What the server knows it by.
     size : int
         Bytes.
-    registered : bool
-        Whether the server knows it.
+    was_announced : bool
+        Whether the server has been told of it, and may know it.
     """
 
     def __init__(self, cuda: ModuleType, size: int, device: int) -> None:
         super().__init__({})
         self.name = f"triton_face_{uuid.uuid4().hex}"
         self.size = size
-        self.registered = False
+        self.was_announced = False
+        self._registered = False
         self._cuda = cuda
         self._device = device
         try:
@@ -55,8 +56,9 @@ class CudaRegion(Message):
     @property
     def registration(self) -> Manage | None:
         """Return how the server gets to know it, or None when it does."""
-        if self.registered:
+        if self._registered:
             return None
+        self.was_announced = True
         arguments = {
             "name": self.name,
             "raw_handle": self._cuda.get_raw_handle(self._handle),
@@ -67,7 +69,7 @@ class CudaRegion(Message):
 
     def is_registered(self) -> None:
         """Note that the server has mapped it."""
-        self.registered = True
+        self._registered = True
 
     def input(self, name: str, values: Any) -> InferInput:
         """Copy frames in, or take another tensor into the message; return the input."""
@@ -85,7 +87,7 @@ class CudaRegion(Message):
         self._handle = None
 
 
-class CudaMemory:
+class CudaMemory(RegionPool[CudaRegion]):
     """The transport through memory of one GPU.
 
     Parameters
@@ -107,7 +109,7 @@ class CudaMemory:
             raise ValueError(
                 "shm='cuda' needs the package cuda-python: pip install 'triton-face-client[cuda]'"
             ) from error
-        self._pool = RegionPool(
+        super().__init__(
             lambda size: CudaRegion(cuda_shared_memory, size, device), "unregister_cuda_shared_memory"
         )
 
@@ -118,10 +120,6 @@ class CudaMemory:
         if frames is None:
             yield Message(outputs)
             return
-        with self._pool.borrowed(frames.nbytes) as region:
+        with self.borrowed(frames.nbytes) as region:
             region.expect(outputs)
             yield region
-
-    def close(self) -> list[Manage]:
-        """Let go of all regions; return how the server forgets them."""
-        return self._pool.close()

@@ -23,7 +23,7 @@ from triton_face_client.errors import (
 from triton_face_client.faces import Faces, Tensors
 from triton_face_client.retry import Retry, may_go_well_again
 from triton_face_client.service import Model
-from triton_face_client.transport import INVALID_ARGUMENT, Lease, Manage, Transport
+from triton_face_client.transport import INVALID_ARGUMENT, MANAGE_SECONDS, Lease, Manage, Transport
 
 BLAMED = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
 """A face and its reason in a refusal of align_mask; it names the first few."""
@@ -34,8 +34,8 @@ DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 REGION_LOST = "Unable to find shared memory region"
 REGION_IN_USE = "currently in use"
 
-MANAGE_SECONDS = 10.0
-"""For the server to map a region or let go of it, which takes it milliseconds."""
+SHORTEST_SECONDS = 1e-3
+"""gRPC takes a deadline that is over for none."""
 
 FORGET_TRIES, FORGET_WAIT = 100, 0.05
 """A cancelled request may run on for a while on the server, which then keeps its region: 5 s in all."""
@@ -61,6 +61,11 @@ class Policy:
     timeout: float
     deadline: float
     keep_invalid: bool
+
+    @property
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, not more than `timeout` and perhaps less than 0."""
+        return min(self.timeout, self.deadline - time.monotonic())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,17 +169,21 @@ def converse(question: Question, policy: Policy, transport: Transport) -> Conver
 
 def take_leave(transport: Transport) -> Conversation:
     """Let go of the transport's memory, and have the server do so too."""
-    for forgetting in transport.close():
-        for _ in range(FORGET_TRIES):
+    transport.close()
+    for _ in range(FORGET_TRIES):
+        for forgetting in transport.lost():
             try:
                 yield forgetting
             except InferenceServerException as error:
+                if error.status() == DEADLINE_EXCEEDED:
+                    # The server hangs; nothing of it is to be had back.
+                    return
                 # Any other reason: it is gone already, with the server or with its region.
-                if REGION_IN_USE not in (error.message() or ""):
-                    break
-                yield Wait(FORGET_WAIT)
-            else:
-                break
+                if REGION_IN_USE in (error.message() or ""):
+                    transport.still_lost(forgetting)
+        if not transport.has_lost:
+            return
+        yield Wait(FORGET_WAIT)
 
 
 def _tries(
@@ -205,8 +214,7 @@ def _tries(
 def _try(
     question: Question, rows: np.ndarray, policy: Policy, transport: Transport
 ) -> Generator[Action, Any, None]:
-    seconds = min(policy.timeout, policy.deadline - time.monotonic())
-    if seconds <= 0:
+    if policy.seconds_left <= 0:
         raise DeadlineError("the deadline is over", DEADLINE_EXCEEDED)
     tensors = question.faces.tensors(rows)
     expected = {}
@@ -215,19 +223,22 @@ def _try(
         expected[name] = datatype, (len(rows), *shape)
     with transport.lent(tensors, expected) as lease:
         if lease.registration is not None:
-            yield from _register(lease)
+            yield from _register(lease, policy, transport)
         inputs = [lease.input(name, values) for name, values in tensors.items()]
         outputs = [lease.output(name) for name in expected]
-        result = yield Send(question.model.name, inputs, outputs, seconds)
+        result = yield Send(question.model.name, inputs, outputs, max(policy.seconds_left, SHORTEST_SECONDS))
         question.deliver(rows, {name: lease.read(name, result) for name in expected})
 
 
-def _register(lease: Lease) -> Generator[Action, Any, None]:
+def _register(lease: Lease, policy: Policy, transport: Transport) -> Generator[Action, Any, None]:
+    yield from _forget_lost(transport)
     try:
-        yield lease.registration
+        yield dataclasses.replace(
+            lease.registration, seconds=max(SHORTEST_SECONDS, min(MANAGE_SECONDS, policy.seconds_left))
+        )
         lease.is_registered()
     except InferenceServerException as error:
-        if may_go_well_again(error):
+        if may_go_well_again(error) or error.status() == DEADLINE_EXCEEDED:
             raise
         raise FaceServiceError(
             f"the server does not take shared memory ({error.message()}): it must run on this machine, see "
@@ -235,6 +246,16 @@ def _register(lease: Lease) -> Generator[Action, Any, None]:
             "without",
             error.status(),
         ) from None
+
+
+def _forget_lost(transport: Transport) -> Generator[Action, Any, None]:
+    """Have the server forget memory that is not used again, as far as it is done with it."""
+    for forgetting in transport.lost():
+        try:
+            yield forgetting
+        except InferenceServerException as error:
+            if REGION_IN_USE in (error.message() or ""):
+                transport.still_lost(forgetting)
 
 
 def _blamed(error: InferenceServerException, rows: np.ndarray) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -76,6 +77,12 @@ class FaceChunk:
     crops: np.ndarray
     landmarks: np.ndarray
     reasons: dict[int, str]
+
+
+def check_media(table: FaceTable, media: Sequence[Path]) -> None:
+    """Raise a TableError when a table of one image, as FaceLandmarkImg writes them, is given with many."""
+    if table.source is None and len(media) > 1 and not table.frame.any() and len(table.frame) > 1:
+        raise TableError(f"the table is of one image, {len(media)} are given: give the one it is of")
 
 
 def read_chunks(

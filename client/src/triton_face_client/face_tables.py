@@ -100,6 +100,11 @@ class FaceTable:
     carried: dict[str, Values]
     kind: Kind
 
+    @property
+    def of_one_file(self) -> bool:
+        """Tell whether no more than one file is named."""
+        return len(set(self.source or ())) <= 1
+
 
 def read_table(path: Path | str) -> FaceTable:
     """Read a landmark table.

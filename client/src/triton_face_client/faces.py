@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from triton_face_client.torch_bridge import as_array, is_tensor
 LANDMARKS = 68
 OUTER_EYE_CORNERS = (36, 45)
 """Their distance is the unit of `pose_mlp` (SPEC section 5)."""
+
+LARGEST_PIXEL = 2.0
+"""Floats are in [0, 1]; interpolation may overshoot."""
 
 LARGEST_SHARE = 2.0
 """Landmarks in shares of the frame go from 0 to 1, a little beyond for a face at its edge."""
@@ -102,7 +106,7 @@ def checked_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
         checked: Any = [_checked_frame(as_array(frame)) for frame in frames]
     else:
         checked = frames.detach() if on_gpu and is_tensor(frames) else as_array(frames)
-        if checked.ndim != 4 or (len(checked) and checked.shape[1] != 3):
+        if checked.ndim != 4 or (len(checked) and not (checked.shape[1] == 3 and math.prod(checked.shape))):
             raise ValueError(f"frames have the shape {_shape(checked)}, not [N, 3, H, W]{_hint(checked)}")
         _check_type(checked)
     if len(checked) != len(points):
@@ -112,6 +116,11 @@ def checked_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
         raise ValueError(
             f"no landmark is larger than {largest:.2f}, so they are shares of the frame: multiply them by "
             "its width and height; extract_hog_features takes shares [N, 136]"
+        )
+    if len(checked) and not is_bytes(checked[0]) and checked[0].max() > LARGEST_PIXEL:
+        warnings.warn(
+            "frames are floats beyond 1: divide those from 0 to 255 by 255, or send them as uint8",
+            stacklevel=4,
         )
     return Faces(points, checked)
 
@@ -132,7 +141,8 @@ def checked_landmarks(landmarks: Any) -> np.ndarray:
 
 def pose_faults(landmarks: np.ndarray) -> dict[int, str]:
     """Find the faces ``[N, 68, 2]`` without a pose. `pose_mlp` looks at landmarks alone and refuses none."""
-    finite = np.isfinite(landmarks).all(axis=2)
+    with np.errstate(over="ignore"):  # as it is sent
+        finite = np.isfinite(landmarks.astype(np.float32)).all(axis=2)
     right_corner, left_corner = landmarks[:, OUTER_EYE_CORNERS[0]], landmarks[:, OUTER_EYE_CORNERS[1]]
     faults = dict.fromkeys(
         np.flatnonzero((right_corner == left_corner).all(axis=1)).tolist(),
@@ -144,7 +154,7 @@ def pose_faults(landmarks: np.ndarray) -> dict[int, str]:
 
 
 def _checked_frame(frame: np.ndarray) -> np.ndarray:
-    if frame.ndim != 3 or frame.shape[0] != 3:
+    if frame.ndim != 3 or frame.shape[0] != 3 or not frame.size:
         raise ValueError(f"a frame has the shape {_shape(frame)}, not [3, H, W]{_hint(frame)}")
     _check_type(frame)
     return frame

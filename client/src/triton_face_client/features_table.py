@@ -48,6 +48,8 @@ class Features:
         In the subject's convention; NaN where there is none.
     reasons : list of R (str or None)
         Why a row has no HOG features.
+    crops : int
+        How many rows had a crop.
     """
 
     rows: np.ndarray
@@ -55,14 +57,17 @@ class Features:
     hog: np.ndarray
     pose: np.ndarray
     reasons: list[str | None]
+    crops: int
 
 
 def as_table(features: Features, faces: FaceTable) -> pa.Table:
     """Put features and what the landmark table says of the same rows side by side."""
     rows = features.rows
-    columns: dict[str, Any] = {"input": features.files, "frame": faces.frame[rows]}
+    columns: dict[str, Any] = {"input": pa.array(features.files, pa.string()), "frame": faces.frame[rows]}
     for name, values in faces.carried.items():
-        columns[name] = values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+        # Types are given: a part in which all are missing would have none.
+        in_part = values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+        columns[name] = pa.array(in_part, None if isinstance(values, np.ndarray) else pa.string())
     columns |= {name: features.pose[:, i] for i, name in enumerate(POSE_COLUMNS)}
     columns |= {name: faces.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
     columns |= {name: faces.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
@@ -106,7 +111,7 @@ class Parts:
 
     def __enter__(self) -> "Parts":
         """Take the folder, and what an interrupted run has left in it."""
-        if self.out.exists() and not self._restart:
+        if self.out.exists() and not (self._restart or self._paths()):
             raise OutputError(f"{self.out} is there already: give another name, or --restart to replace it")
         try:
             self.folder.mkdir(exist_ok=True)

@@ -87,6 +87,8 @@ class FrameReader:
     turned : bool
         Whether to turn images as their EXIF orientation says (`FaceTable.turned`). Pillow turns TIFF files in
         any case, and so does py-feat, which reads those with it.
+    of_one_file : bool
+        Whether the table is of one file (`FaceTable.of_one_file`): that is a single video, whatever its name.
 
     Raises
     ------
@@ -94,9 +96,10 @@ class FrameReader:
         When there is no file.
     """
 
-    def __init__(self, files: Sequence[Path], turned: bool) -> None:
+    def __init__(self, files: Sequence[Path], turned: bool, of_one_file: bool = True) -> None:
         if not files:
             raise MediaError("no image and no video is given")
+        self._is_the_one = of_one_file and len(files) == 1 and not is_image(Path(files[0]))
         self._files = [Path(file) for file in files]
         self._turned = turned
         self._by_name: dict[str, set[Path]] = {}
@@ -156,7 +159,7 @@ class FrameReader:
 
     def file(self, source: str | None, frame: int) -> Path:
         """Find the file that `read` would read; its errors are those of a file that is not to be found."""
-        if len(self._files) == 1 and not is_image(self._files[0]):
+        if self._is_the_one:
             return self._files[0]
         return self._numbered(frame) if source is None else self._named(source)
 

@@ -49,11 +49,9 @@ def connect(url: str | None = None, **settings: Any) -> FaceFeatureClient:
         As of `FaceFeatureClient`.
     """
     client = FaceFeatureClient(url or os.environ.get(URL_VARIABLE, DEFAULT_URL), **settings)
+    # The former one is not closed: another thread may be in the midst of a call of its.
     with _default_lock:
-        former = _default.pop("client", None)
         _default["client"] = client
-    if former is not None:
-        former.close()
     return client
 
 
@@ -203,7 +201,10 @@ pose_from_landmarks_mlp = pose_from_landmarks
 
 
 def _client() -> FaceFeatureClient:
-    return _default.get("client") or connect()
+    with _default_lock:
+        if "client" not in _default:
+            _default["client"] = FaceFeatureClient(os.environ.get(URL_VARIABLE, DEFAULT_URL))
+        return _default["client"]
 
 
 def _check_hog_layer(layer: Any) -> None:

@@ -18,7 +18,7 @@ class NamedRegion(Protocol):
 
     name: str
     size: int
-    registered: bool
+    was_announced: bool
 
     def close(self) -> None:
         """Let go of it."""
@@ -42,7 +42,7 @@ class RegionPool(Generic[R]):
         self._make = make
         self._forget = forget
         self._free: list[R] = []
-        self._known: list[str] = []
+        self._lost: list[Manage] = []
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -52,7 +52,7 @@ class RegionPool(Generic[R]):
         After a failure it is not used again: the server may still be at work in it, or know it no longer. A
         refusal is an answer.
         """
-        region = self._take(size)
+        region = self._take(size) or self._make(-(-size // GRANULE) * GRANULE)
         answered = False
         try:
             yield region
@@ -66,24 +66,42 @@ class RegionPool(Generic[R]):
             else:
                 self._let_go(region)
 
-    def close(self) -> list[Manage]:
-        """Let go of all of them; return how the server forgets those it may still know."""
+    def close(self) -> None:
+        """Let go of all that nobody has borrowed."""
         with self._lock:
             regions, self._free = self._free, []
         for region in regions:
             self._let_go(region)
-        names, self._known = self._known, []
-        return [Manage(self._forget, {"name": name}) for name in names]
 
-    def _take(self, size: int) -> R:
+    def lost(self) -> list[Manage]:
+        """Return how the server forgets the regions that are not used again, once."""
         with self._lock:
+            lost, self._lost = self._lost, []
+        return lost
+
+    def still_lost(self, forgetting: Manage) -> None:
+        """Note that the server has kept a region for now."""
+        self._lost.append(forgetting)
+
+    @property
+    def has_lost(self) -> bool:
+        """Tell whether the server has kept a region."""
+        return bool(self._lost)
+
+    def _take(self, size: int) -> R | None:
+        with self._lock:
+            self._free.sort(key=lambda region: region.size)
             for region in self._free:
                 if region.size >= size:
                     self._free.remove(region)
                     return region
-        return self._make(-(-size // GRANULE) * GRANULE)
+            # A larger one takes the place of the smallest: requests that grow do not pile regions up.
+            small = self._free.pop(0) if self._free else None
+        if small is not None:
+            self._let_go(small)
+        return None
 
     def _let_go(self, region: R) -> None:
         region.close()
-        if region.registered:
-            self._known.append(region.name)
+        if region.was_announced:
+            self._lost.append(Manage(self._forget, {"name": region.name}))

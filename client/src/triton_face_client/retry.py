@@ -49,6 +49,11 @@ class Retry:
     first: float = 0.05
     longest: float = 2.0
 
+    def __post_init__(self) -> None:
+        """Refuse times that cannot be."""
+        if not (self.seconds >= 0 and 0 < self.first <= self.longest):
+            raise ValueError(f"{self}: seconds is at least 0, first more than 0, longest at least first")
+
     def waits(self) -> Iterator[float]:
         """Give the seconds to wait before each further try, until `seconds` are used up."""
         bound, left = self.first, self.seconds

@@ -26,6 +26,9 @@ from triton_face_client.transport import Messages, Transport
 
 ON_INVALID = ("raise", "nan")
 
+LONGEST_SECONDS = 1e8
+"""Three years; the server counts microseconds in 64 bits."""
+
 DEFAULT_URL = "127.0.0.1:8001"
 
 
@@ -82,8 +85,8 @@ class Settings:
     ) -> None:
         if in_flight < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("in_flight and batch_size are at least 1")
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout}: seconds, more than 0")
+        if not 0 < timeout <= LONGEST_SECONDS:
+            raise ValueError(f"timeout is {timeout}: seconds, more than 0 and at most {LONGEST_SECONDS:g}")
         self.target = target(url)
         if shm and self.target.startswith("ipv4:"):
             raise ValueError("shm=True needs the one server of this machine: give one address")
@@ -105,8 +108,16 @@ class Settings:
         """Return how far a call that begins now may go."""
         if on_invalid not in ON_INVALID:
             raise ValueError(f"on_invalid is {on_invalid!r}: give 'raise' or 'nan'")
+        if deadline is not None and math.isnan(deadline):
+            raise ValueError("deadline is NaN: seconds, or None")
         end = math.inf if deadline is None else time.monotonic() + deadline
         return Policy(self.retry, self.timeout, end, keep_invalid=on_invalid == "nan")
+
+    def _ask(self, seconds: float | None) -> dict[str, Any]:
+        """Return the arguments of tritonclient's calls that ask the server about itself."""
+        limit = self.timeout if seconds is None else min(self.timeout, seconds)
+        # gRPC takes a deadline that is over for none.
+        return {"headers": self.headers, "client_timeout": max(limit, 1e-3)}
 
     def _face_call(self, model: Model, frames: Any, landmarks: Any, outputs: Sequence[str]) -> Call:
         """Begin a call about frames with landmarks."""
@@ -149,7 +160,8 @@ class Settings:
             )
         if status == DEADLINE_EXCEEDED:
             return DeadlineError(
-                f"{self.target} did not answer within {self.timeout:g} s: is the address right?", status
+                f"{self.target} did not answer in time: is the address right, and has the server hung?",
+                status,
             )
         return FaceServiceError(
             f"{self.target} does not tell its configuration: {message} (a token or key goes into headers)",

@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 
 from triton_face_client.region_pool import RegionPool
-from triton_face_client.transport import Manage, Outputs, plain_input
+from triton_face_client.transport import Manage, Outputs, check_output, plain_input
 
 ALIGNMENT = 64
 """Bytes; a cache line, and more than any type needs."""
@@ -30,15 +30,16 @@ class Region:
         Its name in /dev/shm, until the server has mapped it.
     size : int
         Bytes.
-    registered : bool
-        Whether the server knows it.
+    was_announced : bool
+        Whether the server has been told of it, and may know it.
     """
 
     def __init__(self, size: int) -> None:
         self.name = f"triton_face_{uuid.uuid4().hex}"
         self.key = f"/{self.name}"
         self.size = size
-        self.registered = False
+        self.was_announced = False
+        self._registered = False
         self._memory = shared_memory.SharedMemory(name=self.name, create=True, size=size)
         self._named = True
         self._arrays: dict[str, np.ndarray] = {}
@@ -55,14 +56,15 @@ class Region:
     @property
     def registration(self) -> Manage | None:
         """Return how the server gets to know it, or None when it does."""
-        if self.registered:
+        if self._registered:
             return None
+        self.was_announced = True
         arguments = {"name": self.name, "key": self.key, "byte_size": self.size}
         return Manage("register_system_shared_memory", arguments)
 
     def is_registered(self) -> None:
         """Note that the server has mapped it, and take its name out of /dev/shm."""
-        self.registered = True
+        self._registered = True
         self._remove_name()
 
     def input(self, name: str, values: np.ndarray) -> InferInput:
@@ -76,8 +78,9 @@ class Region:
         requested.set_shared_memory(self.name, self._arrays[name].nbytes, self._offsets[name])
         return requested
 
-    def read(self, name: str, _result: InferResult) -> np.ndarray:
+    def read(self, name: str, result: InferResult) -> np.ndarray:
         """Return an output, as an array that lies here."""
+        check_output(result, name, self._arrays[name].shape)
         return self._arrays[name]
 
     def close(self) -> None:
@@ -94,23 +97,19 @@ class Region:
             self._memory.unlink()
 
 
-class SharedMemory:
+class SharedMemory(RegionPool[Region]):
     """The transport through system shared memory."""
 
     def __init__(self) -> None:
-        self._pool = RegionPool(Region, "unregister_system_shared_memory")
+        super().__init__(Region, "unregister_system_shared_memory")
 
     @contextlib.contextmanager
     def lent(self, inputs: Mapping[str, np.ndarray], outputs: Outputs) -> Iterator[Region]:
         """Lend a region with a place for each tensor."""
         tensors = {name: (values.dtype, values.shape) for name, values in inputs.items()} | dict(outputs)
-        with self._pool.borrowed(sum(_room(*tensor) for tensor in tensors.values())) as region:
+        with self.borrowed(sum(_room(*tensor) for tensor in tensors.values())) as region:
             region.lay_out(tensors)
             yield region
-
-    def close(self) -> list[Manage]:
-        """Let go of all regions; return how the server forgets them."""
-        return self._pool.close()
 
 
 def _room(datatype: np.dtype, shape: tuple[int, ...]) -> int:

@@ -13,12 +13,26 @@ def is_tensor(values: Any) -> bool:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return an array of what a tensor on any device, an array or a nested sequence holds."""
-    return values.detach().cpu().numpy() if is_tensor(values) else np.asarray(values)
+    """Return an array of what a tensor on any device, an array or a nested sequence holds.
+
+    Raises
+    ------
+    ValueError
+        For a masked array: what is to stand in the masked places is not ours to say.
+    """
+    if np.ma.isMaskedArray(values) and np.ma.is_masked(values):
+        raise ValueError("a masked array is given: fill it, with NaN for landmarks that are missing")
+    if not is_tensor(values):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    # NumPy has no bfloat16.
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def like(values: np.ndarray, example: Any) -> Any:
-    """Return `values` as a tensor on the device of `example` if that is a tensor, else as they are."""
+    """Return `values` as a tensor on the device of `example` where that is one or a list of them."""
+    if isinstance(example, list | tuple) and example:
+        example = example[0]
     if not is_tensor(example):
         return values
     return sys.modules["torch"].from_numpy(values).to(example.device)

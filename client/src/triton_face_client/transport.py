@@ -22,12 +22,17 @@ Outputs = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Type and shape, the faces' dimension included, of each output of a request."""
 
 
+MANAGE_SECONDS = 10.0
+"""For the server to map a region or let go of it, which takes it milliseconds."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Manage:
     """A call of tritonclient's that takes the server no time: its method, and what it is given."""
 
     method: str
     arguments: dict[str, Any]
+    seconds: float = MANAGE_SECONDS
 
 
 class Lease(Protocol):
@@ -56,8 +61,29 @@ class Transport(Protocol):
     def lent(self, inputs: Mapping[str, Any], outputs: Outputs) -> contextlib.AbstractContextManager[Lease]:
         """Lend what a request with these tensors needs."""
 
-    def close(self) -> list[Manage]:
-        """Let go of everything; return what the server must be told."""
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def lost(self) -> list[Manage]:
+        """Return how the server forgets what is not used again, once."""
+
+    def still_lost(self, forgetting: Manage) -> None:
+        """Note that the server has kept something for now."""
+
+    @property
+    def has_lost(self) -> bool:
+        """Tell whether the server has kept something."""
+
+
+def check_output(result: InferResult, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse an answer without an output; Triton has given one with status OK when its memory was full."""
+    output = result.get_output(name)
+    found = None if output is None else tuple(output.shape)
+    if found != shape:
+        raise FaceServiceError(
+            f"the server's answer has {'no' if found is None else list(found)} {name}, not {list(shape)}; "
+            "look at its log"
+        )
 
 
 class Message:
@@ -80,14 +106,9 @@ class Message:
         return InferRequestedOutput(name)
 
     def read(self, name: str, result: InferResult) -> np.ndarray:
-        """Take an output; Triton has answered with status OK and an empty one when its memory was full."""
-        values, (_, shape) = result.as_numpy(name), self._outputs[name]
-        if values is None or values.shape != shape:
-            found = "none" if values is None else f"one of the shape {list(values.shape)}"
-            raise FaceServiceError(
-                f"the server's answer has {found} for {name} {list(shape)}; look at its log"
-            )
-        return values
+        """Return an output as it came."""
+        check_output(result, name, self._outputs[name][1])
+        return result.as_numpy(name)
 
 
 class Messages:
@@ -98,9 +119,17 @@ class Messages:
         """Lend a message."""
         yield Message(outputs)
 
-    def close(self) -> list[Manage]:
+    has_lost = False
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+    def lost(self) -> list[Manage]:
         """Return nothing: the server knows of nothing."""
         return []
+
+    def still_lost(self, forgetting: Manage) -> None:
+        """Do nothing."""
 
 
 def plain_input(name: str, values: Any) -> InferInput:

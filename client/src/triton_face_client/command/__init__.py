@@ -117,7 +117,8 @@ def _what_is_kept(given: argparse.Namespace) -> str:
     from triton_face_client.features_table import parts_folder
 
     folder = parts_folder(given.out)
-    return f"; what is done is kept in {folder}, the same command goes on there" * folder.exists()
+    command = "without --restart the command" if given.restart else "the same command"
+    return f"; what is done is kept in {folder}, {command} goes on there" * folder.exists()
 
 
 def _failed(given: argparse.Namespace, message: str, code: int) -> int:

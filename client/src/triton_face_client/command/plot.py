@@ -8,7 +8,7 @@ import numpy as np
 
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.drawing import MOST_FACES, SheetFace, check_picture_path, draw_face, draw_sheet
-from triton_face_client.face_chunks import Cropping, FaceChunk, read_chunks
+from triton_face_client.face_chunks import Cropping, FaceChunk, check_media, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
 from triton_face_client.media import FrameReader, MediaError, is_image
 
@@ -79,7 +79,8 @@ def plot(
         raise ValueError(f"a picture has 1 to {MOST_FACES} faces, not {len(chosen)}")
     if not media:
         table, media = _named_media(table, chosen, landmarks)
-    with FrameReader(media, table.turned) as reader:
+    check_media(table, media)
+    with FrameReader(media, table.turned, table.of_one_file) as reader:
         chunk = next(read_chunks(table, reader, chosen, len(chosen), cropping))
     answers, reasons = _ask(client, chunk, table.landmarks[chosen])
     if len(chosen) == 1 and not reasons:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from triton_face_client.answers import Answers
 from triton_face_client.client import FaceFeatureClient
-from triton_face_client.face_chunks import Cropping, FaceChunk, read_chunks
+from triton_face_client.face_chunks import Cropping, FaceChunk, check_media, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
-from triton_face_client.features_table import Features, Parts, as_table
+from triton_face_client.features_table import Features, OutputError, Parts, as_table
 from triton_face_client.media import FrameReader, MediaError
 from triton_face_client.pose import subject_pose
 
@@ -89,9 +89,12 @@ def run(
         When the service fails. What is done is kept; the same call goes on there.
     """
     faces = read_table(landmarks)
+    check_media(faces, media)
+    if out.resolve() in {path.resolve() for path in (landmarks, *media)}:
+        raise OutputError(f"{out} is what the features are to be made of: give another name")
     cropping.boxes(faces, np.zeros(0, dtype=np.int64))
     job = _job(media, landmarks) | dataclasses.asdict(cropping)
-    with FrameReader(media, faces.turned) as reader, Parts(out, job, restart) as parts:
+    with FrameReader(media, faces.turned, faces.of_one_file) as reader, Parts(out, job, restart) as parts:
         start = parts.next_row()
         rows = np.arange(start, len(faces.frame))
         with tqdm(total=len(faces.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
@@ -129,7 +132,7 @@ def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
     """Describe what the features are of, so that a run goes on with the same."""
     return {
         "landmarks": hashlib.sha256(landmarks.read_bytes()).hexdigest(),
-        "media": [[str(path), path.stat().st_size] for path in media],
+        "media": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in media],
     }
 
 
@@ -163,6 +166,7 @@ def _chunk_features(chunk: FaceChunk, answers: Answers, pose: np.ndarray) -> Fea
         hog=hog,
         pose=pose,
         reasons=[reasons.get(place) for place in range(len(chunk.rows))],
+        crops=len(chunk.cut),
     )
 
 
@@ -185,16 +189,17 @@ def _joined(chunks: Sequence[Features]) -> Features:
         hog=np.concatenate([chunk.hog for chunk in chunks]),
         pose=np.concatenate([chunk.pose for chunk in chunks]),
         reasons=[reason for chunk in chunks for reason in chunk.reasons],
+        crops=sum(chunk.crops for chunk in chunks),
     )
 
 
 def _check_first(part: Features, faces: FaceTable, landmarks: Path) -> None:
     """Stop at once where the media are not those of the table, instead of writing rows of nothing."""
-    if part.rows[0] or None in part.reasons or not faces.found[part.rows].any():
+    if part.rows[0] or part.crops or not faces.found[part.rows].any():
         return
     example = int(np.argmax(faces.found[part.rows]))
     raise MediaError(
-        f"none of the first {len(part.rows)} rows of {landmarks} can be answered; row {example}: "
+        f"none of the images of the first {len(part.rows)} rows of {landmarks} can be read; row {example}: "
         f"{part.reasons[example]}"
     )
 
