@@ -1,6 +1,7 @@
 """What becomes of a call when the server is away, stops, is slow or does not let everybody in."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +107,28 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def test_a_full_queue_is_waited_for(repository: Path, tmp_path: Path):
+    """A queue of one request, and twelve at a time: what is refused is sent again until it is answered."""
+    narrow = shutil.copytree(repository, tmp_path / "models")
+    config = narrow / "align_mask" / "config.pbtxt"
+    wide = "dynamic_batching { }"
+    assert wide in config.read_text()
+    policy = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    config.write_text(config.read_text().replace(wide, policy))
+    frames, landmarks = photo_faces(40, 343)
+    with LocalServer(narrow) as server:
+        with FaceFeatureClient(server.grpc_url) as client:
+            expected = client.align(frames, landmarks)["MASKED_FACES"]
+        with FaceFeatureClient(server.grpc_url, batch_size=1, in_flight=12) as client:
+            np.testing.assert_array_equal(client.align(frames, landmarks)["MASKED_FACES"], expected)
+        impatient = {"batch_size": 1, "in_flight": 12, "retry": Retry(seconds=0)}
+        with (
+            FaceFeatureClient(server.grpc_url, **impatient) as client,
+            pytest.raises(ServiceUnavailableError, match="Exceeds maximum queue size"),
+        ):
+            client.align(frames, landmarks)
 
 
 def test_a_wrong_address_is_said_at_once():

@@ -51,6 +51,9 @@ class Cropping:
         return np.stack([left, top, left + width, top + height], axis=1)
 
 
+BY_LANDMARKS = Cropping()
+
+
 @dataclasses.dataclass(frozen=True)
 class FaceChunk:
     """Some rows of a table.
@@ -90,7 +93,7 @@ def read_chunks(
     reader: FrameReader,
     rows: Sequence[int] | np.ndarray,
     size: int,
-    cropping: Cropping = Cropping(),
+    cropping: Cropping = BY_LANDMARKS,
 ) -> Iterator[FaceChunk]:
     """Cut the faces of `rows`, in their order, `size` rows at a time.
 

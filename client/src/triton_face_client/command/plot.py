@@ -8,7 +8,7 @@ import numpy as np
 
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.drawing import MOST_FACES, SheetFace, check_picture_path, draw_face, draw_sheet
-from triton_face_client.face_chunks import Cropping, FaceChunk, check_media, read_chunks
+from triton_face_client.face_chunks import BY_LANDMARKS, Cropping, FaceChunk, check_media, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
 from triton_face_client.media import FrameReader, MediaError, is_image
 
@@ -41,7 +41,7 @@ def plot(
     out: Path,
     count: int,
     rows: Sequence[int] | None,
-    cropping: Cropping = Cropping(),  # noqa: B008 - it cannot change
+    cropping: Cropping = BY_LANDMARKS,
 ) -> PlotReport:
     """Draw one face of a landmark table in detail, or many as a contact sheet.
 
