@@ -154,17 +154,6 @@ def test_serve_stops_on_signals(repository: Path, number: signal.Signals):
     assert not Path(said["log"]).exists()
 
 
-def test_serve_says_when_the_server_dies(repository: Path):
-    process = start(repository)
-    said = read_until_ready(process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors == "serve: tritonserver ended by itself with status -9\n"
-    assert not Path(said["log"]).exists()
-
-
 def test_a_taken_port_is_named(repository: Path):
     with socket.socket() as taken:
         taken.bind((HOST, 0))

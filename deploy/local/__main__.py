@@ -1,9 +1,12 @@
 """`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
 
+A server that has lost one of its processes, or hangs, is started again on the same ports.
+
 HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports, 0 takes a free one; MODEL_REPOSITORY names another
 repository than the project's, MODEL_CONFIG_NAME a tuning in the models' `configs/` (cpu, gpu).
 """
 
+import functools
 import os
 import signal
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deploy.local.server import DEFAULT_REPOSITORY, LocalServer, Ports, ServerError
+from deploy.local.supervisor import Supervisor
 
 DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 """Triton's own."""
@@ -20,7 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    """Serve; return 0 after an ordered stop and 1 when the server cannot start or dies."""
+    """Serve; return 0 after an ordered stop and 1 when the server cannot start, or not be kept running."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop_once)
     try:
@@ -33,9 +37,7 @@ def main() -> int:
             print(f"metrics  http://{server.metrics_url}/metrics")
             print(f"log      {server.log_path}")
             print("ready; Ctrl-C stops", flush=True)
-            status = server.wait()
-            print(f"serve: tritonserver ended by itself with status {status}", file=sys.stderr)
-            return 1
+            Supervisor(server, functools.partial(print, "serve:", file=sys.stderr, flush=True)).watch()
     except ServerError as error:
         print(f"serve: {error}", file=sys.stderr)
         return 1

@@ -169,6 +169,12 @@ class LocalServer:
             region.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def restart(self) -> None:
+        """Kill the server, whatever state it is in, and start it again on the same ports."""
+        self._running().kill()
+        self.stop()
+        self.__enter__()
+
     def wait(self) -> int:
         """Wait until the server ends by itself; return its exit status."""
         return self._running().wait()

@@ -1,0 +1,164 @@
+"""`make serve` keeps answering: a process that dies, is stopped or hangs is noticed and replaced."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.local.server import PROJECT
+from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
+from tests.faces import photo_faces
+from tests.test_local_server import read_until_ready, start
+from triton_face_client import FaceFeatureClient
+
+BACK_SECONDS = 30
+
+Serving = tuple["subprocess.Popen[str]", dict[str, str]]
+
+
+@pytest.fixture
+def serving(repository: Path) -> Iterator[Serving]:
+    """Give `make serve`, and what it has said about itself."""
+    process = start(repository)
+    yield process, read_until_ready(process)
+    if process.poll() is None:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def the_server(process: "subprocess.Popen[str]") -> int:
+    """Return the process id of the tritonserver that `make serve` runs."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[0])
+
+
+def align_mask(process: "subprocess.Popen[str]") -> Process:
+    found = server_processes(the_server(process))
+    assert sorted(one.name for one in found) == ["align_mask", "hog", "pose_mlp", "tritonserver"]
+    return next(one for one in found if one.name == "align_mask")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_stub_that_goes_under_load_is_replaced_and_no_face_is_lost(
+    serving: Serving, number: signal.Signals
+):
+    process, said = serving
+    frames, landmarks = photo_faces(40, 371)
+    which = np.random.default_rng(0).integers(0, 40, 3000)
+    with FaceFeatureClient(said["gRPC"]) as client:
+        expected = client.features(frames, landmarks)
+        answers = {}
+        call = threading.Thread(
+            target=lambda: answers.update(client.features(frames[which], landmarks[which]))
+        )
+        call.start()
+        time.sleep(0.3)
+        stub = align_mask(process)
+        os.kill(stub.pid, number)
+        start_of_it = time.monotonic()
+        assert "starting the server again" in process.stderr.readline()
+        assert "ready again" in process.stderr.readline()
+        assert time.monotonic() - start_of_it < BACK_SECONDS
+        call.join()
+    assert align_mask(process).pid != stub.pid
+    for name in expected:
+        np.testing.assert_array_equal(answers[name], expected[name][which])
+
+
+def test_a_server_that_dies_is_started_again_on_its_ports(serving: Serving):
+    process, said = serving
+    with FaceFeatureClient(said["gRPC"]) as client:
+        _, landmarks = photo_faces(2, 372)
+        expected = client.pose(landmarks)
+        os.kill(the_server(process), signal.SIGKILL)
+        assert (
+            process.stderr.readline()
+            == "serve: the process of tritonserver is gone: starting the server again\n"
+        )
+        assert "ready again" in process.stderr.readline()
+        np.testing.assert_array_equal(client.pose(landmarks), expected)
+
+
+def test_a_stub_that_hangs_without_being_stopped_is_replaced(repository: Path, tmp_path: Path):
+    """It waits in its own code, as for a lock: only a face without an answer shows it."""
+    models, hold = shutil.copytree(repository, tmp_path / "models"), tmp_path / "hold"
+    code = models / "align_mask" / "1" / "model.py"
+    begins = '"""Answer every request of a dynamic batch, each with its outputs or its own error."""\n'
+    text = code.read_text()
+    assert begins in text
+    waits = (
+        "        import pathlib, time\n"
+        f"        while pathlib.Path({str(hold)!r}).exists():\n"
+        "            time.sleep(1)\n"
+    )
+    code.write_text(text.replace(begins, begins + waits))
+    process = start(models)
+    said = read_until_ready(process)
+    frames, landmarks = photo_faces(3, 374)
+    with FaceFeatureClient(said["gRPC"]) as client:
+        expected = client.features(frames, landmarks)
+        hold.touch()
+        start_of_it = time.monotonic()
+        assert "a face has had no answer for 1" in process.stderr.readline()
+        hold.unlink()
+        assert "ready again" in process.stderr.readline()
+        assert time.monotonic() - start_of_it < BACK_SECONDS
+        np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):
+    """What brings it down each time needs a person."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from deploy.local import supervisor
+        from deploy.local.server import LocalServer, ServerError
+
+        class Fragile(LocalServer):
+            def restart(self):
+                super().restart()
+                os.kill(self.pid, signal.SIGKILL)
+
+        supervisor.LOOK_SECONDS = 0.05
+        options = ("--model-control-mode=explicit", "--load-model=pose_mlp")
+        with Fragile(Path(sys.argv[1]), options=options) as server:
+            watched = supervisor.Supervisor(server, print)
+            os.kill(server.pid, signal.SIGKILL)
+            try:
+                watched.watch()
+            except ServerError as error:
+                print("given up:", error)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(repository)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.count("starting the server again") == MOST_RESTARTS, done.stderr
+    assert "given up: the process of tritonserver is gone; the server has failed 6 times" in done.stdout
+
+
+def test_an_overloaded_server_is_not_taken_for_a_hung_one(serving: Serving):
+    """A face that is sent to look has to queue behind a thousand others."""
+    process, said = serving
+    frames, landmarks = photo_faces(64, 373)
+    many = np.arange(6400) % 64
+    with FaceFeatureClient(said["gRPC"], batch_size=128, in_flight=50) as client:
+        client.features(frames[many], landmarks[many])
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == ""
