@@ -123,6 +123,8 @@ def start_long_run(server: LocalServer, folder: Path, out: Path, *options: str) 
         cwd=PROJECT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        # A shell that runs tests in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while not list(out.with_name(out.name + ".parts").glob("*-*.parquet")):
