@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from triton_face_client.answers import Answers, Call, Window
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.exchange import (
+    LINGER_SECONDS,
     Action,
     Conversation,
     Policy,
@@ -27,9 +28,9 @@ from triton_face_client.transport import Manage
 class AsyncFaceFeatureClient(Settings):
     """A connection to the service for asyncio, with the calls of `FaceFeatureClient`.
 
-    Cancelling a call cancels its requests. The client belongs to the event loop in which it is first used;
-    it is not for several threads. Its parameters are those of `Settings`, its errors those of
-    `FaceFeatureClient`.
+    Cancelling a call ends it at once; the few requests under way are left to the server. The client belongs
+    to the event loop in which it is first used; it is not for several threads. Its parameters are those of
+    `Settings`, its errors those of `FaceFeatureClient`.
 
     Examples
     --------
@@ -46,6 +47,10 @@ class AsyncFaceFeatureClient(Settings):
         await self.close()
 
     @functools.cached_property
+    def _sent(self) -> set["asyncio.Task[Any]"]:
+        return set()
+
+    @functools.cached_property
     def connection(self) -> InferenceServerClient:
         """Return tritonclient's client of the same endpoint; it belongs to the loop that asks first."""
         return InferenceServerClient(**self._channel_arguments)
@@ -53,6 +58,8 @@ class AsyncFaceFeatureClient(Settings):
     async def close(self) -> None:
         """Close the connection and give its shared memory back."""
         await self._hold(take_leave(self._transport))
+        if self._sent:
+            await asyncio.wait(self._sent, timeout=LINGER_SECONDS)
         await self.connection.close()
 
     async def features(
@@ -183,7 +190,16 @@ class AsyncFaceFeatureClient(Settings):
         if isinstance(action, Manage):
             manage = getattr(self.connection, action.method)
             return await manage(**action.arguments, headers=self.headers, client_timeout=action.seconds)
-        return await self.connection.infer(**action.arguments, headers=self.headers)
+        sent = asyncio.create_task(self.connection.infer(**action.arguments, headers=self.headers))
+        self._sent.add(sent)
+        sent.add_done_callback(self._has_ended)
+        # Cancelling the call ends the wait, not the request (`LINGER_SECONDS`).
+        return await asyncio.shield(sent)
+
+    def _has_ended(self, sent: "asyncio.Task[Any]") -> None:
+        self._sent.discard(sent)
+        if not sent.cancelled():
+            sent.exception()  # looked at, so that asyncio does not complain where nobody waits any more
 
 
 async def _only(call: Call) -> AsyncIterator[Call]:

@@ -70,6 +70,7 @@ class FaceFeatureClient(Settings):
         with contextlib.closing(self._turns()) as turns:
             turns.begin(take_leave(self._transport))
             turns.run_until_one_ends()
+        self._worker.linger()
         self._worker.ask(self.connection.close)
         self._worker.stop()
 

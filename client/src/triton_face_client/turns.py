@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from tritonclient.grpc import InferenceServerClient, InferResult
 
-from triton_face_client.exchange import Action, Conversation, Send, Wait
+from triton_face_client.exchange import LINGER_SECONDS, Action, Conversation, Send, Wait
 from triton_face_client.transport import Manage
 
 Reply = InferResult | Exception | None
@@ -24,9 +24,16 @@ T = TypeVar("T")
 
 
 class Worker:
-    """A thread that does jobs, one after the other."""
+    """A thread that does jobs, one after the other.
+
+    Attributes
+    ----------
+    sent : set
+        A token for each request that has no answer yet.
+    """
 
     def __init__(self) -> None:
+        self.sent: set[Any] = set()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._start()
 
@@ -52,6 +59,12 @@ class Worker:
             raise error
         return value
 
+    def linger(self) -> None:
+        """Wait for the answers to what has been sent, for a while."""
+        end = time.monotonic() + LINGER_SECONDS
+        while self.sent and time.monotonic() < end:
+            time.sleep(0.005)
+
     def stop(self) -> None:
         """Let the thread end, after what it still has to do."""
         self._jobs.put(None)
@@ -76,7 +89,6 @@ class Turns:
         self._headers = headers
         self._replies: queue.SimpleQueue[tuple[Conversation, Reply]] = queue.SimpleQueue()
         self._open: set[Conversation] = set()
-        self._sent: dict[Conversation, Any] = {}
         self._waiting: list[tuple[float, int, Conversation]] = []
         self._ticket = itertools.count()
         self._ended = 0
@@ -101,14 +113,9 @@ class Turns:
         self._ended -= 1
 
     def close(self) -> None:
-        """Cancel what is under way."""
-        self._worker.do(self._cancel)
+        """End what is under way. What has been sent is not cancelled (`LINGER_SECONDS`)."""
         for conversation in self._open:
             conversation.close()
-
-    def _cancel(self) -> None:
-        for context in self._sent.values():
-            context.cancel()
 
     def _awake(self) -> Iterator[Conversation]:
         while self._waiting and self._waiting[0][0] <= time.monotonic():
@@ -122,8 +129,6 @@ class Turns:
             action = _tell(conversation, reply)
         except StopIteration:
             self._open.discard(conversation)
-            # By the worker: it may not have noted yet what it has just sent.
-            self._worker.do(lambda: self._sent.pop(conversation, None))
             self._ended += 1
         else:
             self._act(action, conversation)
@@ -148,14 +153,17 @@ class Turns:
             self._replies.put((conversation, None))
 
     def _send(self, action: Send, conversation: Conversation) -> None:
+        ticket = next(self._ticket)
+
+        def answered(result: InferResult | None, error: Exception | None) -> None:
+            self._worker.sent.discard((self, ticket))
+            self._replies.put((conversation, error or result))
+
+        self._worker.sent.add((self, ticket))
         try:
-            self._sent[conversation] = self._connection.async_infer(
-                **action.arguments,
-                headers=self._headers,
-                callback=lambda result, error: self._replies.put((conversation, error or result)),
-            )
+            self._connection.async_infer(**action.arguments, headers=self._headers, callback=answered)
         except Exception as error:
-            self._replies.put((conversation, error))
+            answered(None, error)
 
 
 def _tell(conversation: Conversation, reply: Reply) -> Action:
