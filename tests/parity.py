@@ -19,7 +19,7 @@ from export.pose import export_pose
 from export.pose_checkpoint import DEFAULT_CHECKPOINT
 from tests.faces import CROP, photo_faces
 from triton_face_client import FaceFeatureClient
-from triton_face_client.client import ALIGN_MASK_OUTPUTS
+from triton_face_client.service import ALIGN_MASK_OUTPUTS
 
 PEER = Path(__file__).parent / "pyfeat_peer.py"
 FACES = 500
