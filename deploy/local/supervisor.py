@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from deploy.local.server import LocalServer, ServerError
 from triton_face_client.sample_faces import sample_faces
+from triton_face_client.transport import plain_input
 
 LOOK_SECONDS = 1.0
 
@@ -164,7 +164,10 @@ class _Face:
     def __init__(self, url: str) -> None:
         self._connection = InferenceServerClient(url)
         frames, landmarks = sample_faces(1)
-        self._inputs = [_input("FRAMES_UINT8", "UINT8", frames), _input("LANDMARKS", "FP32", landmarks)]
+        tensors = {"FRAMES_UINT8": frames, "LANDMARKS": landmarks}
+        self._inputs = [
+            plain_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()
+        ]
         self._outputs = [InferRequestedOutput("HOG"), InferRequestedOutput("POSE")]
         self._sent = -FACE_SECONDS
         self._waiting = False
@@ -184,7 +187,3 @@ class _Face:
     def _answered(self, result: object, error: InferenceServerException | None) -> None:  # noqa: ARG002
         # A refusal is an answer too, for example of a full queue.
         self._waiting = False
-
-
-def _input(name: str, datatype: str, values: np.ndarray) -> InferInput:
-    return InferInput(name, list(values.shape), datatype).set_data_from_numpy(values)

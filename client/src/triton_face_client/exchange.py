@@ -45,7 +45,7 @@ few thousand. The server computes them in milliseconds.
 """
 
 FORGET_TRIES, FORGET_WAIT = 100, 0.05
-"""A cancelled request may run on for a while on the server, which then keeps its region: 5 s in all."""
+"""A request that was given up runs on for a while on the server, which keeps its region: 5 s in all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,17 +178,8 @@ def take_leave(transport: Transport) -> Conversation:
     """Let go of the transport's memory, and have the server do so too."""
     transport.close()
     for _ in range(FORGET_TRIES):
-        for forgetting in transport.lost():
-            try:
-                yield forgetting
-            except InferenceServerException as error:
-                if error.status() == DEADLINE_EXCEEDED:
-                    # The server hangs; nothing of it is to be had back.
-                    return
-                # Any other reason: it is gone already, with the server or with its region.
-                if REGION_IN_USE in (error.message() or ""):
-                    transport.still_lost(forgetting)
-        if not transport.has_lost:
+        answers = yield from _forget_lost(transport)
+        if not answers or not transport.has_lost:
             return
         yield Wait(FORGET_WAIT)
 
@@ -255,14 +246,19 @@ def _register(lease: Lease, policy: Policy, transport: Transport) -> Generator[A
         ) from None
 
 
-def _forget_lost(transport: Transport) -> Generator[Action, Any, None]:
-    """Have the server forget memory that is not used again, as far as it is done with it."""
+def _forget_lost(transport: Transport) -> Generator[Action, Any, bool]:
+    """Have the server forget memory that is not used again; return whether it answers at all."""
     for forgetting in transport.lost():
         try:
             yield forgetting
         except InferenceServerException as error:
+            if error.status() == DEADLINE_EXCEEDED:
+                # The server hangs; nothing of it is to be had back.
+                return False
+            # Any other reason: it is gone already, with the server or with its region.
             if REGION_IN_USE in (error.message() or ""):
                 transport.still_lost(forgetting)
+    return True
 
 
 def _blamed(error: InferenceServerException, rows: np.ndarray) -> dict[int, str]:

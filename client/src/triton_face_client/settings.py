@@ -17,7 +17,7 @@ from triton_face_client.errors import (
     InvalidFacesError,
     ServiceUnavailableError,
 )
-from triton_face_client.exchange import DEADLINE_EXCEEDED, Policy
+from triton_face_client.exchange import DEADLINE_EXCEEDED, SHORTEST_SECONDS, Policy
 from triton_face_client.faces import Faces, checked_faces, checked_landmarks, pose_faults
 from triton_face_client.retry import AWAY, Retry, may_go_well_again
 from triton_face_client.service import Model
@@ -116,8 +116,7 @@ class Settings:
     def _ask(self, seconds: float | None) -> dict[str, Any]:
         """Return the arguments of tritonclient's calls that ask the server about itself."""
         limit = self.timeout if seconds is None else min(self.timeout, seconds)
-        # gRPC takes a deadline that is over for none.
-        return {"headers": self.headers, "client_timeout": max(limit, 1e-3)}
+        return {"headers": self.headers, "client_timeout": max(limit, SHORTEST_SECONDS)}
 
     def _face_call(self, model: Model, frames: Any, landmarks: Any, outputs: Sequence[str]) -> Call:
         """Begin a call about frames with landmarks."""

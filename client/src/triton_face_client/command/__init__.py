@@ -71,11 +71,11 @@ def _plot(given: argparse.Namespace) -> tuple[Any, str]:
 def _bench(given: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.command.bench import Load, as_text, bench
 
-    _client(given).close()
-
     async def measure() -> Any:
         settings = _settings(given) | {"batch_size": given.batch, "retry": Retry(seconds=0)}
         async with AsyncFaceFeatureClient(**settings) as client:
+            if given.wait:
+                await client.wait_until_ready(given.wait)
             return await bench(client, Load(given.seconds, given.batch, given.concurrency, given.rate))
 
     report = asyncio.run(measure())

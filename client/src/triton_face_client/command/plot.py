@@ -11,8 +11,7 @@ from triton_face_client.drawing import MOST_FACES, SheetFace, check_picture_path
 from triton_face_client.face_chunks import BY_LANDMARKS, Cropping, FaceChunk, check_media, read_chunks
 from triton_face_client.face_tables import FaceTable, read_table
 from triton_face_client.media import FrameReader, MediaError, is_image
-
-ALIGN_OUTPUTS = ("ALIGNED_FACES", "MASKED_FACES", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
+from triton_face_client.service import ALIGN_MASK_OUTPUTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _ask(
     reasons = dict(chunk.reasons)
     if not len(chunk.cut):
         return {}, reasons
-    faces = client.align(chunk.crops, chunk.landmarks, ALIGN_OUTPUTS, on_invalid="nan")
+    faces = client.align(chunk.crops, chunk.landmarks, ALIGN_MASK_OUTPUTS, on_invalid="nan")
     features = client.features(chunk.crops, chunk.landmarks, ["HOG"], on_invalid="nan")
     # The crop is stretched. Pose is a matter of the image's own points, as in py-feat.
     pose = client.pose(landmarks[chunk.cut].astype(np.float32), on_invalid="nan")
