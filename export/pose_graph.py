@@ -16,10 +16,11 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def build_pose_graph(checkpoint: PoseCheckpoint) -> onnx.ModelProto:
-    """Build LANDMARKS float32 ``[N, 68, 2]`` pixels -> POSE float32 ``[N, 6]``.
+    """Build LANDMARKS float32 ``[N, 68, 2]`` pixels -> POSE float32 ``[N, 6]`` and LANDMARKS_OUT.
 
     POSE holds Pitch, Roll, Yaw in radians and X, Y, Z, in the raw frame of SPEC section 5. A face with a
-    NaN or infinite landmark gets a row that is not finite; the rows beside it are not touched.
+    NaN or infinite landmark gets a row that is not finite; the rows beside it are not touched. LANDMARKS_OUT
+    is LANDMARKS as they came, for what has to run after this model.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def build_pose_graph(checkpoint: PoseCheckpoint) -> onnx.ModelProto:
         activation = f"hidden_{number}"
     text = f"""
     <ir_version: 8, opset_import: ["": 17], producer_name: "triton-face-features">
-    pose_mlp (float[N, 68, 2] LANDMARKS) => (float[N, {OUTPUTS}] POSE)
+    pose_mlp (float[N, 68, 2] LANDMARKS) => (float[N, {OUTPUTS}] POSE, float[N, 68, 2] LANDMARKS_OUT)
     <{_CONSTANTS}>
     {{
         {_NORMALIZATION}
@@ -43,6 +44,7 @@ def build_pose_graph(checkpoint: PoseCheckpoint) -> onnx.ModelProto:
         standardized = Add (product, bias)
         deviation = Mul (standardized, std)
         POSE = Add (deviation, mean)
+        LANDMARKS_OUT = Identity (LANDMARKS)
     }}
     """
     model = onnx.parser.parse_model(text)

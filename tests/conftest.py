@@ -42,7 +42,7 @@ def server(repository: Path) -> Iterator[LocalServer]:
 
 @pytest.fixture
 def client(server: LocalServer) -> Iterator[FaceFeatureClient]:
-    with FaceFeatureClient(server.grpc_url) as connected:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers) as connected:
         yield connected
 
 

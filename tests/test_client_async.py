@@ -26,7 +26,9 @@ def with_client(
     """Run something with a client in a loop of its own."""
 
     async def run() -> object:
-        async with AsyncFaceFeatureClient(server.grpc_url, **settings) as client:
+        async with AsyncFaceFeatureClient(
+            server.grpc_url, headers=server.admin_headers, **settings
+        ) as client:
             return await work(client)
 
     return asyncio.run(run())

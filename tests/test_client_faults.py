@@ -67,7 +67,7 @@ def test_no_face_is_lost_or_doubled_when_the_server_is_started_again_in_mid_call
 ):
     frames, landmarks, which = many_faces()
     one_of_each = [int(np.argmax(which == face)) for face in range(40)]
-    with FaceFeatureClient(own_server.grpc_url, shm=shm) as client:
+    with FaceFeatureClient(own_server.grpc_url, headers=own_server.admin_headers, shm=shm) as client:
         expected = client.features(frames[one_of_each], landmarks[one_of_each])
         answers = {}
         call = threading.Thread(target=lambda: answers.update(client.features(frames, landmarks)))
@@ -75,7 +75,7 @@ def test_no_face_is_lost_or_doubled_when_the_server_is_started_again_in_mid_call
         time.sleep(0.5)
         end(own_server)
         assert call.is_alive(), "the call was over before the server was stopped"
-        with LocalServer(repository, own_server.ports):
+        with LocalServer(repository, own_server.ports, admin_key=own_server.admin_key):
             call.join()
     for name in expected:
         np.testing.assert_array_equal(answers[name], expected[name][which])
@@ -113,10 +113,9 @@ def test_a_full_queue_is_waited_for(repository: Path, tmp_path: Path):
     """A queue of one request, and twelve at a time: what is refused is sent again until it is answered."""
     narrow = shutil.copytree(repository, tmp_path / "models")
     config = narrow / "align_mask" / "config.pbtxt"
-    wide = "dynamic_batching { }"
+    wide = "max_queue_size: 64"
     assert wide in config.read_text()
-    policy = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
-    config.write_text(config.read_text().replace(wide, policy))
+    config.write_text(config.read_text().replace(wide, "max_queue_size: 1"))
     frames, landmarks = photo_faces(40, 343)
     with LocalServer(narrow) as server:
         with FaceFeatureClient(server.grpc_url) as client:
@@ -218,7 +217,9 @@ def test_a_client_goes_on_after_an_interrupt(server: LocalServer):
         from triton_face_client.sample_faces import sample_faces
 
         frames, landmarks = sample_faces(256)
-        with FaceFeatureClient(sys.argv[1], batch_size=4, shm=sys.argv[2] == "shm") as client:
+        headers = {"triton-grpc-protocol-admin-key": sys.argv[3]}
+        shm = sys.argv[2] == "shm"
+        with FaceFeatureClient(sys.argv[1], headers=headers, batch_size=4, shm=shm) as client:
             expected = client.features(frames[:8], landmarks[:8])["HOG"]
             for number in range(30):
                 signal.setitimer(signal.ITIMER_REAL, 0.003 * (number + 1))
@@ -234,7 +235,7 @@ def test_a_client_goes_on_after_an_interrupt(server: LocalServer):
     interrupt = "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
     for transport in ("messages", "shm"):
         done = subprocess.run(
-            [sys.executable, "-c", interrupt + script, server.grpc_url, transport],
+            [sys.executable, "-c", interrupt + script, server.grpc_url, transport, server.admin_key],
             cwd=PROJECT,
             capture_output=True,
             text=True,

@@ -26,7 +26,7 @@ def regions() -> set[str]:
 
 
 def known(client: FaceFeatureClient) -> set[str]:
-    return set(client.connection.get_system_shared_memory_status().regions)
+    return set(client.connection.get_system_shared_memory_status(headers=client.headers).regions)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.uint8])
@@ -36,7 +36,9 @@ def test_answers_are_those_through_messages(server: LocalServer, client: FaceFea
         frames = (255 * frames).astype(np.uint8)
     expected = client.features(frames, landmarks, OUTPUTS)
     before = known(client)
-    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=8, in_flight=3) as shared:
+    with FaceFeatureClient(
+        server.grpc_url, headers=server.admin_headers, shm=True, batch_size=8, in_flight=3
+    ) as shared:
         for _ in range(3):
             answers = shared.features(frames, landmarks, OUTPUTS)
             for name in OUTPUTS:
@@ -51,7 +53,7 @@ def test_answers_are_those_through_messages(server: LocalServer, client: FaceFea
 
 def test_answers_outlive_the_regions(server: LocalServer):
     frames, landmarks = photo_faces(4, 352)
-    with FaceFeatureClient(server.grpc_url, shm=True) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
         first = shared.features(frames, landmarks)
         kept = first["HOG"].copy()
         shared.features(frames[::-1], landmarks[::-1])
@@ -62,7 +64,7 @@ def test_bad_faces(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(20, 353)
     landmarks[[2, 9]] = np.nan
     expected = client.features(frames, landmarks, OUTPUTS, on_invalid="nan")
-    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=6) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, batch_size=6) as shared:
         answers = shared.features(frames, landmarks, OUTPUTS, on_invalid="nan")
         with pytest.raises(InvalidFacesError, match="face (2|9)"):
             shared.features(frames, landmarks)
@@ -75,7 +77,7 @@ def test_bad_faces(server: LocalServer, client: FaceFeatureClient):
 def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(40, 354)
     expected = client.features(frames, landmarks)["HOG"]
-    with FaceFeatureClient(server.grpc_url, shm=True, in_flight=2) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=2) as shared:
 
         def call(face: int) -> np.ndarray:
             return shared.features(frames[face : face + 5], landmarks[face : face + 5])["HOG"]
@@ -90,7 +92,7 @@ def test_regions_of_failed_requests_are_not_kept(server: LocalServer, client: Fa
     """Neither by the client nor by the server, while the client stays open."""
     frames, landmarks = photo_faces(64, 358)
     before = known(client)
-    with FaceFeatureClient(server.grpc_url, shm=True, batch_size=4) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, batch_size=4) as shared:
         for _ in range(15):
             stream = shared.stream(((frames, landmarks) for _ in range(9)), ["MASK"])
             next(stream)
@@ -101,7 +103,7 @@ def test_regions_of_failed_requests_are_not_kept(server: LocalServer, client: Fa
 
 
 def test_regions_of_requests_that_grow_take_each_others_place(server: LocalServer):
-    with FaceFeatureClient(server.grpc_url, shm=True, in_flight=1) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=1) as shared:
         before = known(shared)
         for side in range(200, 1400, 200):
             shared.align(*photo_faces(1, 359, (side, side)), ["MASK"])
@@ -111,7 +113,7 @@ def test_regions_of_requests_that_grow_take_each_others_place(server: LocalServe
 def test_an_answer_without_its_tensors_is_not_an_answer(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
     """As Triton has given when its memory was full: the region still holds another request's."""
     frames, landmarks = photo_faces(2, 360)
-    with FaceFeatureClient(server.grpc_url, shm=True) as shared:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
         shared.features(frames, landmarks)
         monkeypatch.setattr("tritonclient.grpc.InferResult.get_output", lambda _result, _name: None)
         with pytest.raises(FaceServiceError, match="answer has no HOG"):
@@ -126,7 +128,8 @@ def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: P
         from triton_face_client import FaceFeatureClient
         from triton_face_client.sample_faces import sample_faces
 
-        client = FaceFeatureClient(sys.argv[1], shm=True)
+        headers = {"triton-grpc-protocol-admin-key": sys.argv[2]}
+        client = FaceFeatureClient(sys.argv[1], headers=headers, shm=True)
         faces = sample_faces(64)
         while True:
             client.features(*faces)
@@ -134,7 +137,7 @@ def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: P
         """
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, server.grpc_url], stdout=subprocess.PIPE, cwd=PROJECT
+        [sys.executable, "-c", script, server.grpc_url, server.admin_key], stdout=subprocess.PIPE, cwd=PROJECT
     )
     assert process.stdout.readline() == b"answered\n"
     os.kill(process.pid, signal.SIGKILL)
@@ -156,28 +159,23 @@ def test_a_server_that_does_not_see_it(server: LocalServer, monkeypatch: pytest.
     elsewhere = property(lambda _region: "/elsewhere", lambda _region, _key: None)
     monkeypatch.setattr(Region, "key", elsewhere, raising=False)
     with (
-        FaceFeatureClient(server.grpc_url, shm=True) as shared,
+        FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared,
         pytest.raises(FaceServiceError, match="does not take shared memory.*shm=False does without"),
     ):
         shared.features(frames, landmarks)
     assert not regions()
 
 
-def test_a_server_that_does_not_allow_it(repository: Path):
-    options = (
-        "--grpc-restricted-protocol=shared-memory:admin-key=secret",
-        "--model-control-mode=explicit",
-        "--load-model=pose_mlp",
-    )
+def test_a_server_that_does_not_allow_it(server: LocalServer):
+    """None does without its admin key."""
     _, landmarks = photo_faces(2, 356)
-    with LocalServer(repository, options=options) as server:
-        with (
-            FaceFeatureClient(server.grpc_url, shm=True) as shared,
-            pytest.raises(FaceServiceError, match="shm=False does without"),
-        ):
-            shared.pose(landmarks)
-        with FaceFeatureClient(server.grpc_url) as messages:
-            assert messages.pose(landmarks).shape == (2, 6)
+    with (
+        FaceFeatureClient(server.grpc_url, shm=True) as shared,
+        pytest.raises(FaceServiceError, match="give its key in headers.*shm=False does without"),
+    ):
+        shared.pose(landmarks)
+    with FaceFeatureClient(server.grpc_url) as messages:
+        assert messages.pose(landmarks).shape == (2, 6)
     assert not regions()
 
 

@@ -23,6 +23,7 @@ AFFINE = ("AFFINE", "TYPE_FP32", [2, 3])
 MASK = ("MASK", "TYPE_BOOL", [112, 112])
 HOG = ("HOG", "TYPE_FP32", [5408])
 POSE = ("POSE", "TYPE_FP32", [6])
+LANDMARKS_OUT = ("LANDMARKS_OUT", "TYPE_FP32", [68, 2])
 
 INTERFACE = {
     "align_mask": (
@@ -30,7 +31,7 @@ INTERFACE = {
         [MASKED_FACES, ALIGNED_FACES, ALIGNED_LANDMARKS, AFFINE, MASK],
     ),
     "hog": ([MASKED_FACES], [HOG]),
-    "pose_mlp": ([LANDMARKS], [POSE]),
+    "pose_mlp": ([LANDMARKS], [POSE, LANDMARKS_OUT]),
     "ensemble": ([FRAMES, FRAMES_UINT8, LANDMARKS], [HOG, POSE, ALIGNED_LANDMARKS, AFFINE, MASK]),
 }
 
@@ -110,6 +111,41 @@ def test_no_ensemble_output_flows_into_a_step():
     ensemble = config("ensemble")
     consumed = {outer for step in ensemble.ensemble_scheduling.step for outer in step.input_map.values()}
     assert consumed.isdisjoint(output.name for output in ensemble.output)
+
+
+def test_steps_of_the_ensemble_run_one_after_the_other():
+    """Each but one waits for another one: Triton 2.51 loses refusals of steps side by side."""
+    steps = config("ensemble").ensemble_scheduling.step
+    made = {outer: step.model_name for step in steps for outer in step.output_map.values()}
+    waits_for = {
+        step.model_name: {made[outer] for outer in step.input_map.values() if outer in made} for step in steps
+    }
+    assert waits_for == {"pose_mlp": set(), "align_mask": {"pose_mlp"}, "hog": {"align_mask"}}
+
+
+def test_every_queue_is_bounded_in_length_and_in_time():
+    reject = model_config_pb2.ModelQueuePolicy.TimeoutAction.REJECT
+    policies = {
+        name: config(name).dynamic_batching.default_queue_policy for name in ("align_mask", "hog", "pose_mlp")
+    }
+    for policy in policies.values():
+        assert policy.timeout_action == reject
+        assert 0 < policy.default_timeout_microseconds <= 10_000_000
+        assert policy.allow_timeout_override
+    # The one that fills must be the one before which no work was done.
+    assert 0 < policies["align_mask"].max_queue_size < policies["hog"].max_queue_size
+    assert policies["pose_mlp"].max_queue_size > policies["align_mask"].max_queue_size
+
+
+def test_no_batcher_waits_for_a_single_instance():
+    """With one instance and a full queue Triton 2.51's batcher sleeps half a second between batches."""
+    for folder in ("", "configs/cpu", "configs/gpu"):
+        counts = {}
+        for name in ("align_mask", "hog"):
+            path = DEFAULT_REPOSITORY / name / (f"{folder}.pbtxt" if folder else "config.pbtxt")
+            tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+            counts[name] = sum(group.count for group in tuned.instance_group)
+        assert 2 <= counts["align_mask"] < counts["hog"]
 
 
 def test_sizes_come_from_face_size():

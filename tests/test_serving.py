@@ -122,12 +122,13 @@ def test_http_gives_the_same_bits(client: FaceFeatureClient, http: httpclient.In
             np.testing.assert_array_equal(over_http[name], over_grpc[name])
 
 
+# pose_mlp hands the landmarks on to align_mask.
 NEEDED_MODELS = {
-    "HOG": {"align_mask", "hog"},
+    "HOG": {"pose_mlp", "align_mask", "hog"},
     "POSE": {"pose_mlp"},
-    "ALIGNED_LANDMARKS": {"align_mask"},
-    "AFFINE": {"align_mask"},
-    "MASK": {"align_mask"},
+    "ALIGNED_LANDMARKS": {"pose_mlp", "align_mask"},
+    "AFFINE": {"pose_mlp", "align_mask"},
+    "MASK": {"pose_mlp", "align_mask"},
 }
 
 

@@ -3,7 +3,8 @@
 A server that has lost one of its processes, or hangs, is started again on the same ports.
 
 HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports, 0 takes a free one; MODEL_REPOSITORY names another
-repository than the project's, MODEL_CONFIG_NAME a tuning in the models' `configs/` (cpu, gpu).
+repository than the project's, MODEL_CONFIG_NAME a tuning in the models' `configs/` (cpu, gpu). ADMIN_KEY is
+what opens the server's administrative endpoints, by default a random key.
 """
 
 import functools
@@ -30,12 +31,16 @@ def main() -> int:
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
         with LocalServer(
-            repository, _ports_from_environment(), _tuning_from_environment(repository)
+            repository,
+            _ports_from_environment(),
+            _tuning_from_environment(repository),
+            os.environ.get("ADMIN_KEY"),
         ) as server:
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")
             print(f"metrics  http://{server.metrics_url}/metrics")
             print(f"log      {server.log_path}")
+            print(f"admin    key in {server.admin_key_path}")
             print("ready; Ctrl-C stops", flush=True)
             Supervisor(server, functools.partial(print, "serve:", file=sys.stderr, flush=True)).watch()
     except ServerError as error:

@@ -33,7 +33,10 @@ def main() -> int:
     frames, points = crop[None], landmarks[None]
     try:
         print("starting tritonserver ...", flush=True)
-        with LocalServer() as server, FaceFeatureClient(server.grpc_url) as client:
+        with (
+            LocalServer() as server,
+            FaceFeatureClient(server.grpc_url, headers=server.admin_headers) as client,
+        ):
             features = client.features(frames, points, ["HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK"])
             faces = client.align(frames, points, ["ALIGNED_FACES", "MASKED_FACES"])
             _print_server(client)
@@ -72,7 +75,7 @@ def photograph() -> tuple[np.ndarray, np.ndarray]:
 def _print_server(client: FaceFeatureClient) -> None:
     metadata = client.connection.get_server_metadata()
     print(f"\n{metadata.name} {metadata.version}")
-    for model in client.connection.get_model_repository_index().models:
+    for model in client.connection.get_model_repository_index(headers=client.headers).models:
         print(f"  {model.name:<11} version {model.version}  {model.state}")
 
 

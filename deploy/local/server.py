@@ -12,6 +12,7 @@ import http.client
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -32,6 +33,12 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 DEFAULT_REPOSITORY = PROJECT / "model_repository"
 STANDIN_BACKENDS = Path(__file__).resolve().parent / "backends"
 
+ADMIN_PROTOCOLS = ("model-repository", "shared-memory", "trace", "logging")
+"""What only the administrator may ask of the server; by Triton's names, the same over gRPC and HTTP."""
+
+ADMIN_HEADERS = ("triton-grpc-protocol-admin-key", "admin-key")
+"""The header that carries the key over gRPC and over HTTP."""
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 
@@ -44,11 +51,7 @@ START_SECONDS = 120.0
 """Importing torch from a cold disk has taken over 30 s."""
 
 STOP_SECONDS = 10
-"""How long running requests may take to finish after SIGTERM; a full batch takes less than one.
-
-Triton 2.51 waits it out when the ensemble has refused a face before another of its steps was done: it then
-counts that request as running for ever. Later versions do not.
-"""
+"""How long running requests may take to finish after SIGTERM; full queues take some two."""
 
 KILL_SECONDS = 5.0
 """How long killed processes may take to go."""
@@ -78,11 +81,19 @@ class LocalServer:
         Where to listen on 127.0.0.1; by default free ports.
     options : tuple of str
         Further options of `tritonserver`.
+    admin_key : str, optional
+        Opens the endpoints of `ADMIN_PROTOCOLS`, which nobody else may use: 16 characters or more of
+        letters, digits, - and _; by default random ones. Other users of the machine can see it in the
+        list of processes, where Triton has its options.
 
     Attributes
     ----------
     ports : Ports
         The ports it listens on.
+    admin_key : str
+        What opens them.
+    admin_headers : dict of str to str
+        The headers that carry the key, over gRPC and over HTTP.
     log_path : Path
         The server's log. It goes with the server.
 
@@ -102,7 +113,12 @@ class LocalServer:
         repository: Path = DEFAULT_REPOSITORY,
         ports: Ports | None = None,
         options: tuple[str, ...] = (),
+        admin_key: str | None = None,
     ) -> None:
+        self.admin_key = secrets.token_urlsafe(24) if admin_key is None else admin_key
+        if not re.fullmatch(r"[\w-]{16,}", self.admin_key, re.ASCII):
+            raise ServerError("the admin key must be 16 or more letters, digits, - and _")
+        self.admin_headers = dict.fromkeys(ADMIN_HEADERS, self.admin_key)
         self.repository = repository.resolve()
         self.ports = ports or Ports()
         self.options = options
@@ -125,6 +141,11 @@ class LocalServer:
         return f"{HOST}:{self.ports.metrics}"
 
     @property
+    def admin_key_path(self) -> Path:
+        """Return the file with the admin key, in a folder that only this user can read."""
+        return self._folder / "admin-key"
+
+    @property
     def pid(self) -> int:
         """Return the server's process id."""
         return self._running().pid
@@ -142,6 +163,7 @@ class LocalServer:
         try:
             _lay_out_backends(triton, self._folder / "backends")
             (self._folder / "models").symlink_to(self.repository)
+            self.admin_key_path.write_text(self.admin_key)
             self._start(triton)
             self._wait_until_ready()
         except BaseException:
@@ -201,6 +223,11 @@ class LocalServer:
             f"--exit-timeout-secs={STOP_SECONDS}",
             # As in production: the configs are whole, nothing is guessed from the models.
             "--disable-auto-complete-config",
+            # Over gRPC Triton puts "triton-grpc-protocol-" before the header's name.
+            *(
+                f"--{option}={','.join(ADMIN_PROTOCOLS)}:admin-key={self.admin_key}"
+                for option in ("grpc-restricted-protocol", "http-restricted-api")
+            ),
             *self.options,
         ]
         with self.log_path.open("wb") as log:

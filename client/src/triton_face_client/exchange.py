@@ -240,8 +240,8 @@ def _register(lease: Lease, policy: Policy, transport: Transport) -> Generator[A
             raise
         raise FaceServiceError(
             f"the server does not take shared memory ({error.message()}): it must run on this machine, see "
-            "its /dev/shm and, from Triton 26.04, be started with --allow-client-shm=true; shm=False does "
-            "without",
+            "its /dev/shm and, from Triton 26.04, be started with --allow-client-shm=true; where it is "
+            "restricted, give its key in headers; shm=False does without",
             error.status(),
         ) from None
 

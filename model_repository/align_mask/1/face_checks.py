@@ -26,6 +26,34 @@ SMALLEST_HULL = 3
 
 NO_HULL = "points on one line: the 68 landmarks have no convex hull"
 
+REASONS = (
+    "frame too small",
+    "frame over the pixel limit",
+    "non-finite pixel",
+    "pixel absurdly large",
+    "non-finite landmark",
+    "landmark absurdly far off",
+    "all landmarks are equal",
+    "no eye distance",
+    "points on one line",
+)
+"""What a fault can be: its text up to the colon."""
+
+
+def reason(fault: str) -> str:
+    """Return which of `REASONS` a fault has."""
+    return fault.partition(":")[0]
+
+
+def request_fault(faces: int, height: int, width: int, most_pixels: int) -> str | None:
+    """Say why a request with frames of this size in pixels is refused as a whole, or None."""
+    if faces * height * width <= most_pixels:
+        return None
+    return (
+        f"request over the pixel limit: {faces} frames of {width}x{height} pixels, in all {most_pixels} are "
+        f"served; send at most {most_pixels // (height * width)} of them a request, or crop the faces first"
+    )
+
 
 def frame_fault(height: int, width: int, smallest_side: int, most_pixels: int) -> str | None:
     """Say why frames of this size in pixels are refused, or None when they are served."""

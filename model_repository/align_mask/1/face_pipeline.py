@@ -9,6 +9,7 @@ next one reads it.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Set
 
 import numpy as np
@@ -18,6 +19,7 @@ import face_checks
 from alignment import Alignment, align
 from hull_mask import convex_hulls, hull_masks
 from settings import Settings
+from stage_clock import StageClock
 from warp import warp
 
 PIXEL_OUTPUTS = frozenset({"MASKED_FACES", "ALIGNED_FACES"})
@@ -38,10 +40,13 @@ class Faces:
         of a faulty face means nothing.
     faults : dict of int to str
         The faulty faces and why.
+    seconds : Counter of str
+        Time spent, by stage.
     """
 
     outputs: dict[str, torch.Tensor]
     faults: face_checks.Faults
+    seconds: Counter[str]
 
 
 @torch.inference_mode()
@@ -63,24 +68,26 @@ def process(frames: torch.Tensor, landmarks: torch.Tensor, wanted: Set[str], set
     -------
     Faces
     """
-    alignment = align(landmarks, settings.face_size, settings.box_enlarge)
-    hulls = convex_hulls(alignment.landmarks.numpy())
-    faults = _faults(frames, landmarks, alignment, hulls, settings)
+    clock = StageClock()
+    with clock.stage("align"):
+        alignment = align(landmarks, settings.face_size, settings.box_enlarge)
+        hulls = convex_hulls(alignment.landmarks.numpy())
+        faults = _faults(frames, landmarks, alignment, hulls, settings)
     outputs = {
         "ALIGNED_LANDMARKS": alignment.landmarks,
         "AFFINE": alignment.affine.to(torch.float32),
     }
     sound = [face for face in range(len(frames)) if face not in faults]
     if not sound:
-        return Faces({}, faults)
+        return Faces({}, faults, clock.seconds)
     if wanted - set(outputs):
         if not faults:
-            outputs |= _images(frames, outputs, hulls, wanted, settings)
+            outputs |= _images(frames, outputs, hulls, wanted, settings, clock)
         else:
             rows = {name: values[sound] for name, values in outputs.items()}
-            images = _images(frames[sound], rows, [hulls[face] for face in sound], wanted, settings)
+            images = _images(frames[sound], rows, [hulls[face] for face in sound], wanted, settings, clock)
             outputs |= {name: _spread(values, sound, len(frames)) for name, values in images.items()}
-    return Faces({name: outputs[name] for name in wanted}, faults)
+    return Faces({name: outputs[name] for name in wanted}, faults, clock.seconds)
 
 
 def _faults(
@@ -110,19 +117,22 @@ def _images(
     hulls: list[np.ndarray],
     wanted: Set[str],
     settings: Settings,
+    clock: StageClock,
 ) -> dict[str, torch.Tensor]:
     """Compute the wanted ones of MASK, ALIGNED_FACES and MASKED_FACES of sound, `aligned` faces."""
     images = {}
     if wanted & MASK_OUTPUTS:
-        masks = hull_masks(aligned["ALIGNED_LANDMARKS"].numpy(), hulls, settings.face_size)
-        images["MASK"] = torch.from_numpy(masks)
+        with clock.stage("mask"):
+            masks = hull_masks(aligned["ALIGNED_LANDMARKS"].numpy(), hulls, settings.face_size)
+            images["MASK"] = torch.from_numpy(masks)
     names = sorted(wanted & PIXEL_OUTPUTS)
     if names:
-        size = (len(frames), frames.shape[1], settings.face_size, settings.face_size)
-        images |= {name: torch.empty(size, device=frames.device) for name in names}
-        at_once = FACES_IN_CACHE if frames.device.type == "cpu" else len(frames)
-        for first in range(0, len(frames), at_once):
-            _fill_pixels(images, slice(first, first + at_once), frames, aligned["AFFINE"], settings)
+        with clock.stage("warp"):
+            size = (len(frames), frames.shape[1], settings.face_size, settings.face_size)
+            images |= {name: torch.empty(size, device=frames.device) for name in names}
+            at_once = FACES_IN_CACHE if frames.device.type == "cpu" else len(frames)
+            for first in range(0, len(frames), at_once):
+                _fill_pixels(images, slice(first, first + at_once), frames, aligned["AFFINE"], settings)
     return images
 
 

@@ -18,9 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import triton_python_backend_utils as pb_utils
 
-from face_checks import Faults
+from face_checks import Faults, reason, request_fault
 from face_pipeline import Faces, process
+from metrics import Metrics, Tally
 from settings import Settings
+from stage_clock import StageClock
 from warp import has_reference_bits
 
 MOST_NAMED_FACES = 8
@@ -32,7 +34,7 @@ FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
 
 
 class InputError(ValueError):
-    """A request lacks a tensor, or has both kinds of frames; the message says what to send."""
+    """A request lacks a tensor, has both kinds of frames or too many; the message says what to send."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +51,46 @@ class TritonPythonModel:
     """The interface that the Python backend looks for."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the config and pick the instance's device."""
+        """Read the config, pick the instance's device, make its metrics."""
         config = json.loads(args["model_config"])
         self.settings = Settings.from_model_config(config)
         self.device = _instance_device(args["model_instance_kind"], args["model_instance_device_id"])
+        self.metrics = Metrics(args["model_name"])
         torch.set_num_threads(self.settings.torch_threads)
         if self.device.type == "cpu":
             has_reference_bits(self.settings.face_size)  # 60 ms, kept; the first request need not wait for it
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
+        clock = StageClock()
         responses: list[Any] = [None] * len(requests)
+        with clock.stage("tensors"):
+            groups = self._groups(requests, responses)
+        tally = Tally()
+        batch = 0
+        for group in groups:
+            with clock.stage("tensors"):
+                frames = _joined([request.frames for request in group])
+                landmarks = _joined([request.landmarks for request in group])
+            wanted = frozenset().union(*(request.wanted for request in group))
+            faces = process(frames, landmarks, wanted, self.settings)
+            clock.seconds.update(faces.seconds)
+            tally.faults.update(reason(why) for why in faces.faults.values())
+            batch += len(frames)
+            with clock.stage("tensors"):
+                tally.answered += _respond(responses, group, faces)
+        tally.batches += [batch] * bool(batch)
+        tally.refused_requests = sum(response.has_error() for response in responses)
+        tally.seconds.update(clock.seconds)
+        self.metrics.add(tally)
+        return responses
+
+    def finalize(self) -> None:
+        """End with every number told."""
+        self.metrics.close()
+
+    def _groups(self, requests: list[Any], responses: list[Any]) -> list[list[FaceRequest]]:
+        """Put together what can be computed in one pass; refuse what cannot be read, in `responses`."""
         alike: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = defaultdict(list)
         for position, request in enumerate(requests):
             try:
@@ -68,24 +99,17 @@ class TritonPythonModel:
                 responses[position] = _refused(str(error))
             else:
                 alike[parsed.frames.dtype, parsed.frames.shape[1:]].append(parsed)
-
-        for group in alike.values():
-            faces = process(
-                _joined([request.frames for request in group]),
-                _joined([request.landmarks for request in group]),
-                frozenset().union(*(request.wanted for request in group)),
-                self.settings,
-            )
-            first = 0
-            for request in group:
-                responses[request.position] = _response(request, faces, first)
-                first += len(request.frames)
-        return responses
+        return list(alike.values())
 
     def _parse(self, position: int, request: Any) -> FaceRequest:
+        frames = _frames(request)
+        faces, _, height, width = frames.shape
+        fault = request_fault(faces, height, width, self.settings.max_request_pixels)
+        if fault:
+            raise InputError(fault)
         return FaceRequest(
             position=position,
-            frames=_frames(request).to(self.device),
+            frames=frames.to(self.device),
             landmarks=_landmarks(request).cpu(),
             wanted=frozenset(request.requested_output_names()),
         )
@@ -130,6 +154,16 @@ def _tensor(tensor: Any) -> torch.Tensor:
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _respond(responses: list[Any], group: list[FaceRequest], faces: Faces) -> int:
+    """Put in the responses of a group that was computed together; return how many faces they answer."""
+    first = answered = 0
+    for request in group:
+        response = responses[request.position] = _response(request, faces, first)
+        answered += 0 if response.has_error() else len(request.frames)
+        first += len(request.frames)
+    return answered
 
 
 def _response(request: FaceRequest, faces: Faces, first: int) -> Any:

@@ -24,6 +24,8 @@ class Settings:
         Value of aligned pixels that lie outside the frame.
     min_frame_side, max_frame_pixels : int
         Smallest side and largest area of a frame, pixels.
+    max_request_pixels : int
+        Largest area of all frames of a request together, pixels.
     max_landmark_distance : float
         How far outside its frame a landmark may lie, pixels.
     torch_threads : int
@@ -35,6 +37,7 @@ class Settings:
     fill: float
     min_frame_side: int
     max_frame_pixels: int
+    max_request_pixels: int
     max_landmark_distance: float
     torch_threads: int
 
