@@ -2,6 +2,8 @@
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make parity   compare with py-feat itself, in an environment of its own
+# make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
+# make soak     30 minutes of load: does memory grow? SOAK_MINUTES
 # make api-docs the client's reference as pages, build/api/index.html
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 #
@@ -9,6 +11,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+SOAK_MINUTES ?= 30
 BIN := $(VENV)/bin
 PARITY_BIN := $(VENV)-parity/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -16,7 +19,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
-.PHONY: demo test lint serve models install parity bench api-docs clean
+.PHONY: demo test lint serve models install parity bench chaos soak api-docs clean
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -60,6 +63,12 @@ parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
 
 bench: $(BIN)/.installed $(PARITY_BIN)/.installed models
 	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks
+
+chaos: $(BIN)/.installed-test models
+	$(BIN)/python -m benchmarks.reliability chaos
+
+soak: $(BIN)/.installed-test models
+	$(BIN)/python -m benchmarks.reliability soak --minutes $(SOAK_MINUTES)
 
 $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PYTHON) -m venv $(VENV)-parity

@@ -15,11 +15,16 @@ def cpu_seconds(leader: int) -> float:
 
 def resident_megabytes(leader: int) -> float:
     """Return the resident memory of a process and its descendants without what they share."""
-    total = 0
+    return sum(resident_by_process(leader).values())
+
+
+def resident_by_process(leader: int) -> dict[int, float]:
+    """Return the same of each of them, by its process id."""
+    resident_of = {}
     for pid in _tree(leader):
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-        total += int(resident) - int(shared)
-    return total * PAGE / 2**20
+        resident_of[pid] = (int(resident) - int(shared)) * PAGE / 2**20
+    return resident_of
 
 
 def shared_megabytes() -> float:

@@ -163,9 +163,11 @@ def test_waiting_for_a_server_that_is_not_there_yet(server: LocalServer):
 
 def test_a_model_that_is_not_ready(repository: Path):
     """The server is up, with one model of the four."""
-    options = ("--model-control-mode=explicit", "--load-model=pose_mlp")
     _, landmarks = photo_faces(1, 332)
-    with LocalServer(repository, options=options) as server, FaceFeatureClient(server.grpc_url) as client:
+    with (
+        LocalServer(repository, models=("pose_mlp",)) as server,
+        FaceFeatureClient(server.grpc_url) as client,
+    ):
         assert client.pose(landmarks).shape == (1, 6)
         with pytest.raises(ServiceUnavailableError, match="has no model align_mask ready"):
             client.align(np.zeros((1, 3, 112, 112), np.uint8), landmarks)
@@ -334,10 +336,8 @@ def tls_server(repository: Path, pem: Path) -> Iterator[LocalServer]:
         f"--grpc-server-cert={pem / 'server.pem'}",
         f"--grpc-server-key={pem / 'server.key'}",
         f"--grpc-root-cert={pem / 'ca.pem'}",
-        "--model-control-mode=explicit",
-        "--load-model=pose_mlp",
     )
-    with LocalServer(repository, options=options) as running:
+    with LocalServer(repository, options=options, models=("pose_mlp",)) as running:
         yield running
 
 
@@ -374,13 +374,9 @@ def test_tls_files_that_cannot_be_read(pem: Path, tmp_path: Path):
 
 
 def test_headers_open_what_the_server_keeps_closed(repository: Path):
-    options = (
-        "--grpc-restricted-protocol=inference:admin-key=secret",
-        "--model-control-mode=explicit",
-        "--load-model=pose_mlp",
-    )
+    options = ("--grpc-restricted-protocol=inference:admin-key=secret",)
     _, landmarks = photo_faces(1, 339)
-    with LocalServer(repository, options=options) as server:
+    with LocalServer(repository, options=options, models=("pose_mlp",)) as server:
         headers = {"Triton-Grpc-Protocol-Admin-Key": "secret"}
         with FaceFeatureClient(server.grpc_url, headers=headers) as client:
             assert client.pose(landmarks).shape == (1, 6)

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import sysconfig
 import time
@@ -15,12 +14,11 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from deploy.local import LocalServer, ServerError
-from deploy.local.server import HOST, PROJECT, Ports
+from deploy.local.server import HOST, Ports
 from tests.faces import photo_faces
+from tests.serve import read_until_ready, start
 from tests.test_onnxruntime_backend import TABLE, TABLE_CONFIG, add_model
 from triton_face_client import FaceFeatureClient
-
-FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
 
 
 def shared_memory() -> set[str]:
@@ -38,29 +36,6 @@ def processes_of_session(leader: int) -> list[int]:
         if int(session) == leader and state != "Z":
             living.append(int(stat.parent.name))
     return living
-
-
-def start(repository: Path, **environment: str) -> "subprocess.Popen[str]":
-    """Start what `make serve` starts."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.local"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        env=os.environ | FREE_PORTS | {"MODEL_REPOSITORY": str(repository)} | environment,
-    )
-
-
-def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
-    """Return what `serve` says about itself, by its first word."""
-    said = {}
-    for line in process.stdout:
-        name, _, value = line.strip().partition(" ")
-        said[name] = value.strip()
-        if name.startswith("ready"):
-            return said
-    raise AssertionError(process.stderr.read())
 
 
 def test_another_tuning_by_its_name(tmp_path: Path):

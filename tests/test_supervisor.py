@@ -17,7 +17,7 @@ import pytest
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
 from tests.faces import photo_faces
-from tests.test_local_server import read_until_ready, start
+from tests.serve import read_until_ready, start, the_server
 from triton_face_client import FaceFeatureClient
 
 BACK_SECONDS = 30
@@ -33,12 +33,6 @@ def serving(repository: Path) -> Iterator[Serving]:
     if process.poll() is None:
         process.terminate()
         process.communicate(timeout=60)
-
-
-def the_server(process: "subprocess.Popen[str]") -> int:
-    """Return the process id of the tritonserver that `make serve` runs."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[0])
 
 
 def align_mask(process: "subprocess.Popen[str]") -> Process:
@@ -132,8 +126,7 @@ def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):
                 os.kill(self.pid, signal.SIGKILL)
 
         supervisor.LOOK_SECONDS = 0.05
-        options = ("--model-control-mode=explicit", "--load-model=pose_mlp")
-        with Fragile(Path(sys.argv[1]), options=options) as server:
+        with Fragile(Path(sys.argv[1]), models=("pose_mlp",)) as server:
             watched = supervisor.Supervisor(server, print)
             os.kill(server.pid, signal.SIGKILL)
             try:

@@ -1,0 +1,64 @@
+"""The tables of `make chaos` and `make soak`, and the picture of the soak."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from benchmarks.reliability.soak import SoakReport
+
+COLOURS = {"align_mask": "tab:red", "tritonserver": "tab:blue", "hog": "tab:green", "pose_mlp": "tab:purple"}
+OTHER = "tab:gray"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A promise, what was measured, and whether it was kept."""
+
+    promise: str
+    measured: str
+    kept: bool
+
+
+def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folder: Path) -> str:
+    """Write `chaos.md` or `soak.md` and return its text."""
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    lines = [
+        f"# Measured by `make {what}`",
+        "",
+        described + ". The promises are those of [docs/reliability.md](../../docs/reliability.md).",
+        "",
+        "| promise | measured | |",
+        "| --- | --- | --- |",
+        *(f"| {row.promise} | {row.measured} | {'kept' if row.kept else '**broken**'} |" for row in rows),
+    ]
+    if what == "soak":
+        lines += ["", "![Memory of each process over the time](soak.png)"]
+    text = "\n".join(lines) + "\n"
+    (folder / f"{what}.md").write_text(text)
+    return text
+
+
+def plot_memory(reports: Mapping[str, SoakReport], path: Path) -> None:
+    """Draw each process's memory and /dev/shm over time, a panel for each report."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, panels = plt.subplots(1, len(reports), figsize=(11, 4), sharey=True, layout="constrained")
+    for axes, (title, report) in zip(panels, reports.items(), strict=True):
+        labelled = set()
+        for name, samples in report.memory_mb.items():
+            kind = name.rpartition(" ")[0] or name
+            label = kind if kind not in labelled else None
+            labelled.add(kind)
+            minutes = [seconds / 60 for seconds in report.seconds]
+            axes.plot(minutes, samples, color=COLOURS.get(kind, OTHER), label=label)
+        axes.set(xlabel="minutes", title=title, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("MB of each process, and of /dev/shm")
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
