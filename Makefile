@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 PARITY_BIN := $(VENV)-parity/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
+DEBIAN := build/debian
+
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
@@ -27,7 +29,7 @@ demo: $(BIN)/.installed models
 serve: $(BIN)/.installed models
 	@exec $(BIN)/python -m deploy.local
 
-test: lint models
+test: lint models $(DEBIAN)/.prometheus
 	$(BIN)/python -m pytest
 
 lint: $(BIN)/.installed-test
@@ -56,6 +58,12 @@ $(BIN)/.installed: requirements.txt constraints.txt client/pyproject.toml
 
 $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 	$(BIN)/python $(PIP_INSTALL) -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+# A program, not a Python package: unpacked here where the machine has none.
+$(DEBIAN)/.prometheus: tests/tools/fetch_debian_packages.sh
+	@mkdir -p $(DEBIAN)
+	command -v prometheus >/dev/null || tests/tools/fetch_debian_packages.sh $(DEBIAN) prometheus
 	@touch $@
 
 parity: $(BIN)/.installed $(PARITY_BIN)/.installed models

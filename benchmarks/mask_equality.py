@@ -48,7 +48,7 @@ def main() -> int:
         "machine": machine(),
     }
     if arguments.landmarks:
-        real = _aligned(np.load(arguments.landmarks)["landmarks"])
+        real = _aligned(np.load(arguments.landmarks, allow_pickle=False)["landmarks"])
         result |= {"real_faces": len(real), "real_faces_differing": _differing(real)}
         differing += result["real_faces_differing"]
     if arguments.output:

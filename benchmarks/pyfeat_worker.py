@@ -24,7 +24,7 @@ from tests.pyfeat_peer import load_functions
 def main(faces_file: str, weights: str) -> None:
     """Serve timings until the input ends."""
     os.environ["FEAT_POSE_MLP_PATH"] = weights
-    calls = _calls(np.load(faces_file))
+    calls = _calls(np.load(faces_file, allow_pickle=False))
     for line in sys.stdin:
         order = json.loads(line)
         torch.set_num_threads(order["threads"])

@@ -32,12 +32,18 @@ BACK_SECONDS = 60.0
 """For a server that never comes back."""
 
 STOPPING_REQUESTS = 60
-"""Sent before the server is told to stop; of 8 faces each, half a second of work."""
+"""Sent before the server is told to stop; a second of work."""
 
-SENT_SECONDS = 0.15
+SENT_SECONDS = 0.4
 """After which the server has them all, and most are under way."""
 
-REQUEST_FACES = 8
+PATIENCE = 60_000_000
+"""Microseconds that they may wait in a queue, which refuses them after two seconds else."""
+
+REQUEST_FACES = 32
+
+SMALL = (24, 24)
+"""Frames that are sent at once and take as much work as others, pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +189,7 @@ class _Requests:
     """Requests that are sent without waiting, and for each whether it was answered right; None is silence."""
 
     def __init__(self, connection: InferenceServerClient, model: str, output: str) -> None:
-        frames, landmarks = photo_faces(REQUEST_FACES, 612)
+        frames, landmarks = photo_faces(REQUEST_FACES, 612, SMALL)
         frames = (255 * frames).astype(np.uint8)
         self._connection = connection
         self._model, self._output = model, output
@@ -208,7 +214,9 @@ class _Requests:
                     result.as_numpy(self._output), self._expected
                 )
 
-            self._connection.async_infer(self._model, self._inputs, answered, outputs=self._outputs)
+            self._connection.async_infer(
+                self._model, self._inputs, answered, outputs=self._outputs, timeout=PATIENCE
+            )
 
     def wait(self) -> None:
         """Wait for the answers that are missing, for a while."""

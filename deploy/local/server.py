@@ -171,9 +171,7 @@ class LocalServer:
             raise ServerError(f"Triton cannot start from {self._folder.parent}: set TMPDIR to a plain path")
         self.log_path = self._folder / "server.log"
         try:
-            _lay_out_backends(triton, self._folder / "backends")
-            (self._folder / "models").symlink_to(self.repository)
-            self.admin_key_path.write_text(self.admin_key)
+            self._lay_out(triton)
             self._start(triton)
             self._wait_until_ready()
         except BaseException:
@@ -238,6 +236,16 @@ class LocalServer:
             raise ServerError("the server is not running; use it inside its `with` block")
         return self._process
 
+    def _lay_out(self, triton: Path) -> None:
+        try:
+            _lay_out_backends(triton, self._folder / "backends")
+            (self._folder / "models").symlink_to(self.repository)
+            self.admin_key_path.write_text(self.admin_key)
+        except OSError as error:
+            raise ServerError(
+                f"cannot lay out the server in {self._folder.parent} (TMPDIR names another place): {error}"
+            ) from error
+
     def _start(self, triton: Path) -> None:
         command = [
             str(triton / "bin" / "tritonserver"),
@@ -273,6 +281,8 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 env=_environment(triton),
+                # Python stubs take modules from where they are started: not from wherever that happens to be.
+                cwd=self._folder,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )

@@ -8,8 +8,13 @@ answered.
 import dataclasses
 import json
 import os
+import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
+
+# Triton puts this folder behind all packages; one of them has a module `warp` too.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # Read when torch is loaded: its idle threads must sleep, not spin. With one core of two busy elsewhere, as
 # on any shared machine, spinning made a face take 84 ms instead of 4.

@@ -1,0 +1,93 @@
+"""A real Prometheus that scrapes a server, for a while."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from deploy.local.server import HOST, PROJECT
+
+UNPACKED = PROJECT / "build" / "debian" / "usr" / "bin"
+"""Where `make test` puts Debian's package when there is no Prometheus on PATH."""
+
+READY_SECONDS = 30.0
+
+
+class Prometheus(contextlib.AbstractContextManager):
+    """Scrape a target every second from entry to exit.
+
+    Parameters
+    ----------
+    target : str
+        Host and port of a metrics endpoint.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def __enter__(self) -> "Prometheus":
+        """Start, wait until it answers."""
+        program = shutil.which("prometheus", path=f"{os.environ['PATH']}:{UNPACKED}")
+        if program is None:
+            pytest.fail("no prometheus: `make test` fetches Debian's package, or put one on PATH")
+        self._folder = tempfile.TemporaryDirectory(prefix="prometheus-")
+        folder = Path(self._folder.name)
+        jobs = [{"job_name": "triton", "static_configs": [{"targets": [self._target]}]}]
+        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            self._address = f"{HOST}:{free.getsockname()[1]}"
+        self._process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={self._address}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / "log").open("wb"),
+        )
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._is_ready():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                said = (folder / "log").read_text()
+                self.__exit__()
+                raise RuntimeError(f"Prometheus did not start: {said[-2000:]}")
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Stop it and forget what it scraped."""
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def query(self, expression: str) -> dict[str, float]:
+        """Return the values of an expression now, by the labels that tell them apart."""
+        question = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{question}") as answer:
+            found = json.load(answer)["data"]["result"]
+        ignored = {"__name__", "instance", "job", "model"}
+        return {
+            ",".join(value for name, value in sorted(one["metric"].items()) if name not in ignored): float(
+                one["value"][1]
+            )
+            for one in found
+        }
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._address}/-/ready"):
+                return True
+        except OSError:
+            return False

@@ -1,0 +1,33 @@
+"""Programs that see a small file system where a large one is, in a mount namespace of their own."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from deploy.local.server import PROJECT
+
+NAMESPACE = ("unshare", "--mount", "--map-root-user")
+
+
+def run_with_small(
+    folder: str, megabytes: int, script: str, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a Python script where `folder` is a file system of so many megabytes; nobody else sees it.
+
+    The test is skipped where the system gives no such namespaces, as some containers do not.
+    """
+    if subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system gives no mount namespaces (unshare --mount --map-root-user)")
+    command = shlex.join([sys.executable, "-c", script, *arguments])
+    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {shlex.quote(folder)}"
+    return subprocess.run(
+        [*NAMESPACE, "sh", "-c", f"{mount} && exec {command}"],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'client' / 'src'}"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
