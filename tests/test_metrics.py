@@ -86,6 +86,15 @@ def reason_of(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarr
     return reason(first.partition(": ")[2])
 
 
+def test_a_server_without_metrics_serves(repository: Path):
+    frames, landmarks = photo_faces(3, 644)
+    with (
+        LocalServer(repository, options=("--allow-metrics=0",), models=("align_mask",)) as server,
+        FaceFeatureClient(server.grpc_url) as client,
+    ):
+        assert client.align(frames, landmarks)["MASKED_FACES"].shape == (3, 3, 112, 112)
+
+
 def test_two_instances_count_together(scraped: tuple[LocalServer, Prometheus]):
     server, prometheus = scraped
     frames, landmarks = photo_faces(40, 643)

@@ -101,6 +101,8 @@ class Metrics:
 
     def add(self, tally: Tally) -> None:
         """Count a dynamic batch."""
+        if not self._teller.is_alive():  # it has said why in the log; batches must not pile up behind it
+            return
         with self._changed:
             self._untold.add(tally)
             self._changed.notify()
