@@ -141,11 +141,12 @@ def test_no_batcher_waits_for_a_single_instance():
     """With one instance and a full queue Triton 2.51's batcher sleeps half a second between batches."""
     for folder in ("", "configs/cpu", "configs/gpu"):
         counts = {}
-        for name in ("align_mask", "hog"):
+        for name in ("align_mask", "hog", "pose_mlp"):
             path = DEFAULT_REPOSITORY / name / (f"{folder}.pbtxt" if folder else "config.pbtxt")
             tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
             counts[name] = sum(group.count for group in tuned.instance_group)
         assert 2 <= counts["align_mask"] < counts["hog"]
+        assert counts["pose_mlp"] >= 2
 
 
 def test_sizes_come_from_face_size():

@@ -149,6 +149,9 @@ def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):
     )
     assert done.stdout.count("starting the server again") == MOST_RESTARTS, done.stderr
     assert "given up: the process of tritonserver is gone; the server has failed 6 times" in done.stdout
+    log = Path(done.stdout.rpartition("kept in ")[2].strip())
+    assert log.read_text().count("Started GRPCInferenceService") == MOST_RESTARTS + 1
+    log.unlink()
 
 
 def test_an_overloaded_server_is_not_taken_for_a_hung_one(serving: Serving):

@@ -31,7 +31,7 @@ OVERLOAD_SECONDS = 30.0
 ROUNDS = 3
 
 BOUNDED_SECONDS = 2.5
-"""For what overload lets in: the two seconds that a request may wait, and its work."""
+"""For what overload lets in: both queues full of it are a second and a half of work."""
 
 QUICK_SECONDS = 0.1
 """For a refusal."""
@@ -50,6 +50,8 @@ SAMPLES = 180
 
 def main() -> int:
     """Run one of the two."""
+    # As Ctrl-C: the servers go in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _arguments()
     try:
         rows = list(

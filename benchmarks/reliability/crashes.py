@@ -37,9 +37,6 @@ STOPPING_REQUESTS = 60
 SENT_SECONDS = 0.4
 """After which the server has them all, and most are under way."""
 
-PATIENCE = 60_000_000
-"""Microseconds that they may wait in a queue, which refuses them after two seconds else."""
-
 REQUEST_FACES = 32
 
 SMALL = (24, 24)
@@ -214,9 +211,7 @@ class _Requests:
                     result.as_numpy(self._output), self._expected
                 )
 
-            self._connection.async_infer(
-                self._model, self._inputs, answered, outputs=self._outputs, timeout=PATIENCE
-            )
+            self._connection.async_infer(self._model, self._inputs, answered, outputs=self._outputs)
 
     def wait(self) -> None:
         """Wait for the answers that are missing, for a while."""

@@ -34,7 +34,7 @@ def main() -> int:
             repository,
             _ports_from_environment(),
             _tuning_from_environment(repository),
-            admin_key=os.environ.get("ADMIN_KEY"),
+            admin_key=os.environ.get("ADMIN_KEY") or None,
         ) as server:
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")

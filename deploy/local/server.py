@@ -56,7 +56,7 @@ START_SECONDS = 120.0
 """Importing torch from a cold disk has taken over 30 s."""
 
 STOP_SECONDS = 10
-"""How long running requests may take to finish after SIGTERM; full queues take some two."""
+"""How long running requests may take to finish: as long as a queue lets them wait."""
 
 KILL_SECONDS = 5.0
 """How long killed processes may take to go."""
@@ -164,19 +164,12 @@ class LocalServer:
         _check_models(self.repository)
         self._ensembles = _ensembles(self.repository)
         triton = _find_triton()
-        self.ports = _claimed(self.ports)
         self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
         if not re.fullmatch(r"[\w./-]+", str(self._folder)):
             self._folder.rmdir()
             raise ServerError(f"Triton cannot start from {self._folder.parent}: set TMPDIR to a plain path")
         self.log_path = self._folder / "server.log"
-        try:
-            self._lay_out(triton)
-            self._start(triton)
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+        self._start_in_folder(triton)
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -185,32 +178,54 @@ class LocalServer:
 
     def stop(self) -> None:
         """Answer what was accepted, end every process of the server, leave nothing behind."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._drain_ensembles()
+        if self._process is not None and self._process.poll() is None:
+            self._drain_ensembles()
+        self._end_processes()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_processes(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+                process.terminate()
             try:
-                self._process.wait(STOP_SECONDS + 5)
+                process.wait(STOP_SECONDS + 5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-            self._process.wait()
-            _end_group(self._process.pid)
-            self._process = None
+                process.kill()
+            process.wait()
+            _end_group(process.pid)
         for region in self.shared_memory():
             region.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def shared_memory(self) -> list[Path]:
         """Return the server's files in /dev/shm."""
         return list(SHARED_MEMORY.glob(f"{self._shm_prefix}*"))
 
     def restart(self) -> None:
-        """Kill the server, whatever state it is in, and start it again on the same ports."""
+        """Kill the server, whatever state it is in, and start it again on the same ports.
+
+        Its log goes on, and its admin key stays.
+        """
         self._running().kill()
         self._running().wait()
-        self.stop()
-        self.__enter__()
+        self._end_processes()
+        self._start_in_folder(_find_triton())
+
+    def keep_log(self) -> Path:
+        """Copy the log to a place where it stays, and return that."""
+        handle, name = tempfile.mkstemp(prefix="triton-face-", suffix=".log")
+        os.close(handle)
+        return Path(shutil.copyfile(self.log_path, name))
+
+    def _start_in_folder(self, triton: Path) -> None:
+        try:
+            self.ports = _claimed(self.ports)
+            self._lay_out(triton)
+            self._start(triton)
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
 
     def wait(self) -> int:
         """Wait until the server ends by itself; return its exit status."""
@@ -237,9 +252,12 @@ class LocalServer:
         return self._process
 
     def _lay_out(self, triton: Path) -> None:
+        if self.admin_key_path.exists():  # it is started again
+            return
         try:
             _lay_out_backends(triton, self._folder / "backends")
             (self._folder / "models").symlink_to(self.repository)
+            self.admin_key_path.touch(mode=0o600)
             self.admin_key_path.write_text(self.admin_key)
         except OSError as error:
             raise ServerError(
@@ -273,7 +291,7 @@ class LocalServer:
             ),
             *self.options,
         ]
-        with self.log_path.open("wb") as log:
+        with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C reaches us alone, and we stop the server in order.
             self._process = subprocess.Popen(
                 command,
@@ -431,7 +449,8 @@ class _Admin:
 
     def is_unloading(self) -> bool:
         """Tell whether a model still answers what it has accepted."""
-        return any(model.get("state") == "UNLOADING" for model in self.post("index"))
+        models = self.post("index")
+        return isinstance(models, list) and any(model.get("state") == "UNLOADING" for model in models)
 
 
 def _ensembles(repository: Path) -> list[str]:

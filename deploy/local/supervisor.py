@@ -102,13 +102,16 @@ class Supervisor:
     def _restart(self, trouble: str) -> None:
         now = time.monotonic()
         if len(self._restarts) == MOST_RESTARTS and now - self._restarts[0] < RESTARTS_SECONDS:
-            raise ServerError(f"{trouble}; the server has failed {MOST_RESTARTS + 1} times: look at its log")
+            raise ServerError(
+                f"{trouble}; the server has failed {MOST_RESTARTS + 1} times: look at its log, kept in "
+                f"{self._server.keep_log()}"
+            )
         self._restarts.append(now)
         self._say(f"{trouble}: starting the server again")
         self._face.close()
         self._server.restart()
         self._begin()
-        self._say(f"ready again after {time.monotonic() - now:.1f} s; log {self._server.log_path}")
+        self._say(f"ready again after {time.monotonic() - now:.1f} s")
 
     def _trouble(self) -> str | None:
         """Say what is wrong, or None."""

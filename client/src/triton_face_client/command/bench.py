@@ -167,10 +167,7 @@ async def _closed_loop(ask: Ask, end: float, concurrency: int) -> None:
 async def _open_loop(ask: Ask, start: float, load: Load, failed: collections.Counter[str]) -> None:
     waiting: set[asyncio.Task[None]] = set()
     async for due in _arrivals(start, load):
-        if time.perf_counter() > start + load.seconds:
-            failed["NOT_SENT"] += 1
-            break
-        if len(waiting) >= MOST_WAITING:
+        if time.perf_counter() > start + load.seconds or len(waiting) >= MOST_WAITING:
             failed["NOT_SENT"] += 1
             continue
         task = asyncio.create_task(ask(due))
