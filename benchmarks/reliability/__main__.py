@@ -84,11 +84,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _chaos(examples: int, rounds: int) -> Iterator[Row]:
-    with LocalServer() as server:
-        yield _said(_fuzzed(server, examples))
+    # First, while this process is young: with what the hostile requests leave in it, its own pauses show.
     with LocalServer() as server:
         for row in _overloaded(server):
             yield _said(row)
+    with LocalServer() as server:
+        yield _said(_fuzzed(server, examples))
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
         crashes = [stub_crash(DEFAULT_REPOSITORY, number) for _ in range(rounds)]
         yield _said(_crashed(f"an align_mask stub under load gets {number.name}", crashes))
