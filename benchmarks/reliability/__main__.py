@@ -1,7 +1,7 @@
 """`make chaos` and `make soak`: the long versions of what docs/reliability.md promises, as a table.
 
-Writes `results/chaos.json` and `results/chaos.md`, or `results/soak.json`, `.md` and `.png`; ends with 1
-when a promise was not kept.
+Writes `results/chaos.json` and `results/chaos.md`, or `results/soak.json`, `.md`, `.png` and the samples that
+it was drawn from; ends with 1 when a promise was not kept.
 """
 
 import argparse
@@ -185,7 +185,11 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
         f"{CONTROL_SHARE * minutes:g} minutes",
         kept=control.growth_mb[worst] > FLAT_MB and worst.startswith("align_mask"),
     )
-    plot_memory({"served": report, "leaking on purpose": control}, results / "soak.png")
+    reports = {"served": report, "leaking on purpose": control}
+    results.mkdir(parents=True, exist_ok=True)
+    samples = {name: dataclasses.asdict(one) for name, one in reports.items()}
+    (results / "soak_samples.json").write_text(json.dumps(samples) + "\n")
+    plot_memory(reports, results / "soak.png")
 
 
 if __name__ == "__main__":

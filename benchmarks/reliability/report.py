@@ -15,6 +15,9 @@ from benchmarks.reliability.soak import SoakReport
 COLOURS = {"align_mask": "tab:red", "tritonserver": "tab:blue", "hog": "tab:green", "pose_mlp": "tab:purple"}
 OTHER = "tab:gray"
 
+HEADROOM = 1.3
+"""Over the highest line, for the legend."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -46,7 +49,6 @@ def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folde
 
 def plot_memory(reports: Mapping[str, SoakReport], path: Path) -> None:
     """Draw each process's memory and /dev/shm over time, a panel for each report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, panels = plt.subplots(1, len(reports), figsize=(11, 4), sharey=True, layout="constrained")
     for axes, (title, report) in zip(panels, reports.items(), strict=True):
         labelled = set()
@@ -56,9 +58,10 @@ def plot_memory(reports: Mapping[str, SoakReport], path: Path) -> None:
             labelled.add(kind)
             minutes = [seconds / 60 for seconds in report.seconds]
             axes.plot(minutes, samples, color=COLOURS.get(kind, OTHER), label=label)
-        axes.set(xlabel="minutes", title=title, ylim=(0, None))
+        axes.set(xlabel="minutes", title=title)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("MB of each process, and of /dev/shm")
-    panels[0].legend()
+    highest = max(max(samples) for report in reports.values() for samples in report.memory_mb.values())
+    panels[0].set(ylabel="MB of each process, and of /dev/shm", ylim=(0, HEADROOM * highest))
+    panels[0].legend(loc="upper left", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
