@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.server import STUB_MEMORY_BYTES
+from export.repository import read_config
 from tests.small_disks import run_with_small
 
 SERVE = textwrap.dedent(
@@ -63,7 +65,10 @@ def test_too_little_shared_memory_to_start(repository: Path):
 
 def test_too_little_shared_memory_for_a_request(repository: Path):
     """The request says so, and the next one is right."""
-    done = run_with_small("/dev/shm", 500, ASK_LITTLE_AND_MUCH, str(repository))
+    models = ("align_mask", "hog", "pose_mlp")
+    stubs = sum(group.count for name in models for group in read_config(repository, name).instance_group)
+    megabytes = stubs * STUB_MEMORY_BYTES // 2**20 + 100
+    done = run_with_small("/dev/shm", megabytes, ASK_LITTLE_AND_MUCH, str(repository))
     *refused, last = done.stdout.splitlines()
     assert last == "still right", done.stderr
     assert len(refused) == 2
