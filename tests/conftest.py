@@ -41,6 +41,13 @@ def server(repository: Path) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
+def own_server(repository: Path) -> Iterator[LocalServer]:
+    """Give a server that a test may stop."""
+    with LocalServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
 def client(server: LocalServer) -> Iterator[FaceFeatureClient]:
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers) as connected:
         yield connected

@@ -36,13 +36,6 @@ from triton_face_client.retry import may_go_well_again
 FACES = 4000
 
 
-@pytest.fixture
-def own_server(repository: Path) -> Iterator[LocalServer]:
-    """Give a server that a test may stop."""
-    with LocalServer(repository) as running:
-        yield running
-
-
 def many_faces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return crops, landmarks, and which of 40 different faces each is."""
     frames, landmarks = photo_faces(40, 330)

@@ -1,7 +1,6 @@
 """Short versions of `make chaos` and `make soak`; docs/reliability.md has the promises."""
 
 import http.client
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,12 +16,6 @@ from benchmarks.reliability.soak import FLAT_MB, leaking_repository, soak
 from deploy.local import LocalServer
 
 LEAK_BYTES = 2**20
-
-
-@pytest.fixture
-def own_server(repository: Path) -> Iterator[LocalServer]:
-    with LocalServer(repository) as running:
-        yield running
 
 
 def test_hostile_requests_are_refused_and_harm_no_other(server: LocalServer):

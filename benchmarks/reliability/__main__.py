@@ -18,7 +18,7 @@ from benchmarks.reliability.crashes import CrashReport, one_of_two_killed, stop_
 from benchmarks.reliability.fuzzing import fuzz
 from benchmarks.reliability.overload import FACES, overload
 from benchmarks.reliability.report import Row, plot_memory, write_table
-from benchmarks.reliability.soak import FLAT_MB, leaking_repository, soak
+from benchmarks.reliability.soak import FLAT_MB, kind, leaking_repository, soak
 from deploy.local import LocalServer, ServerError
 from deploy.local.server import DEFAULT_REPOSITORY
 
@@ -170,7 +170,7 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     yield Row(
         f"{minutes:g} minutes of mixed load: flat after the warm-up",
         f"{report.faces} faces, {report.wrong} wrong, {len(report.failures)} callers failed; the most: "
-        f"{worst.rpartition(' ')[0] or worst} {report.growth_mb[worst]:+.1f} MB, "
+        f"{kind(worst)} {report.growth_mb[worst]:+.1f} MB, "
         f"/dev/shm {report.growth_mb['/dev/shm']:+.1f} MB",
         kept=report.growth_mb[worst] < FLAT_MB and not report.wrong and not report.failures,
     )
@@ -181,8 +181,7 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     worst = max(control.growth_mb, key=control.growth_mb.get)
     yield Row(
         f"control: an align_mask that keeps {LEAK_BYTES} bytes of every batch is caught",
-        f"{worst.rpartition(' ')[0] or worst} {control.growth_mb[worst]:+.1f} MB in "
-        f"{CONTROL_SHARE * minutes:g} minutes",
+        f"{kind(worst)} {control.growth_mb[worst]:+.1f} MB in {CONTROL_SHARE * minutes:g} minutes",
         kept=control.growth_mb[worst] > FLAT_MB and worst.startswith("align_mask"),
     )
     reports = {"served": report, "leaking on purpose": control}

@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -85,7 +86,6 @@ def overload(server: LocalServer, seconds: float) -> OverloadReport:
         recovery = _recovery(ask, capacity)
     accepted = [outcome.seconds for outcome in outcomes if outcome.status == "OK"]
     refused = [outcome for outcome in outcomes if outcome.status not in ("OK", "lost")]
-    statuses = {outcome.status for outcome in refused}
     return OverloadReport(
         capacity=capacity,
         rate=OVER_CAPACITY * capacity,
@@ -97,9 +97,7 @@ def overload(server: LocalServer, seconds: float) -> OverloadReport:
         accepted_p99=_quantile(accepted, 0.99),
         refused_p50=_quantile([outcome.seconds for outcome in refused], 0.5),
         refused_p99=_quantile([outcome.seconds for outcome in refused], 0.99),
-        statuses={
-            status: sum(outcome.status == status for outcome in refused) for status in sorted(statuses)
-        },
+        statuses=dict(Counter(outcome.status for outcome in refused)),
         recovery=recovery,
     )
 

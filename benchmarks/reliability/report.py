@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from benchmarks.reliability.soak import SoakReport
+from benchmarks.reliability.soak import SoakReport, kind
 
 COLOURS = {"align_mask": "tab:red", "tritonserver": "tab:blue", "hog": "tab:green", "pose_mlp": "tab:purple"}
 OTHER = "tab:gray"
@@ -53,11 +53,10 @@ def plot_memory(reports: Mapping[str, SoakReport], path: Path) -> None:
     for axes, (title, report) in zip(panels, reports.items(), strict=True):
         labelled = set()
         for name, samples in report.memory_mb.items():
-            kind = name.rpartition(" ")[0] or name
-            label = kind if kind not in labelled else None
-            labelled.add(kind)
+            label = kind(name) if kind(name) not in labelled else None
+            labelled.add(kind(name))
             minutes = [seconds / 60 for seconds in report.seconds]
-            axes.plot(minutes, samples, color=COLOURS.get(kind, OTHER), label=label)
+            axes.plot(minutes, samples, color=COLOURS.get(kind(name), OTHER), label=label)
         axes.set(xlabel="minutes", title=title)
         axes.grid(alpha=0.3)
     highest = max(max(samples) for report in reports.values() for samples in report.memory_mb.values())

@@ -69,6 +69,11 @@ class SoakReport:
         return {name: growth(samples) for name, samples in self.memory_mb.items()}
 
 
+def kind(name: str) -> str:
+    """Return what one of `memory_mb` is, without the process id."""
+    return name.rpartition(" ")[0] or name
+
+
 def soak(server: LocalServer, seconds: float, sample_seconds: float) -> SoakReport:
     """Put a mixed load on a server for some seconds and sample its memory."""
     samples: dict[str, list[float]] = {}

@@ -237,7 +237,7 @@ class LocalServer:
         SIGTERM alone would have their next step refuse it: Triton's models stop all at once. An ensemble that
         is unloaded first is gone when its last request is answered; later ones get NOT_FOUND.
         """
-        admin = _Admin(self.ports.http, self.admin_key)
+        admin = _Admin(self.ports.http, self.admin_headers)
         deadline = time.monotonic() + STOP_SECONDS
         # A server that hangs has nothing left to lose.
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -435,9 +435,9 @@ def _is_ready(http_port: int) -> bool:
 class _Admin:
     """The server's model repository endpoints."""
 
-    def __init__(self, http_port: int, key: str) -> None:
+    def __init__(self, http_port: int, headers: dict[str, str]) -> None:
         self._port = http_port
-        self._headers = {"admin-key": key}
+        self._headers = headers
 
     def post(self, path: str) -> object:
         """Return what an endpoint answers, or None; also when it refuses."""
