@@ -161,8 +161,9 @@ class LocalServer:
 
     def __enter__(self) -> "LocalServer":
         """Start and wait until ready."""
-        _check_models(self.repository)
-        self._ensembles = _ensembles(self.repository)
+        configs = _read_configs(self.repository)
+        _check_models(self.repository, configs)
+        self._ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
         triton = _find_triton()
         self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
         if not re.fullmatch(r"[\w./-]+", str(self._folder)):
@@ -317,17 +318,17 @@ class LocalServer:
             time.sleep(0.1)
 
 
-def _check_models(repository: Path) -> None:
+Configs = dict[str, model_config_pb2.ModelConfig]
+"""Model -> its configuration."""
+
+
+def _check_models(repository: Path, configs: Configs) -> None:
     """Find missing ONNX files before the server does, whose log is long."""
-    configs = sorted(repository.glob("*/config.pbtxt"))
-    if not configs:
-        raise ServerError(f"{repository} is not a model repository: no model in it has a config.pbtxt")
     missing = []
-    for path in configs:
-        config = _read_config(path)
+    for name, config in configs.items():
         file_name = config.default_model_filename or "model.onnx"
-        if config.backend == "onnxruntime" and not (path.parent / "1" / file_name).is_file():
-            missing.append(path.parent.name)
+        if config.backend == "onnxruntime" and not (repository / name / "1" / file_name).is_file():
+            missing.append(name)
     if missing:
         raise ServerError(
             f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`, or "
@@ -335,11 +336,17 @@ def _check_models(repository: Path) -> None:
         )
 
 
-def _read_config(path: Path) -> model_config_pb2.ModelConfig:
-    try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ServerError(f"{path} is not a model configuration: {error}") from error
+def _read_configs(repository: Path) -> Configs:
+    paths = sorted(repository.glob("*/config.pbtxt"))
+    if not paths:
+        raise ServerError(f"{repository} is not a model repository: no model in it has a config.pbtxt")
+    configs = {}
+    for path in paths:
+        try:
+            configs[path.parent.name] = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise ServerError(f"{path} is not a model configuration: {error}") from error
+    return configs
 
 
 def _find_triton() -> Path:
@@ -451,11 +458,6 @@ class _Admin:
         """Tell whether a model still answers what it has accepted."""
         models = self.post("index")
         return isinstance(models, list) and any(model.get("state") == "UNLOADING" for model in models)
-
-
-def _ensembles(repository: Path) -> list[str]:
-    configs = {path.parent.name: _read_config(path) for path in sorted(repository.glob("*/config.pbtxt"))}
-    return [name for name, config in configs.items() if config.platform == "ensemble"]
 
 
 def _end_with_parent() -> None:
