@@ -153,6 +153,19 @@ def test_a_region_that_was_never_registered_is_taken_back():
     assert not regions()
 
 
+@pytest.mark.parametrize("step", ["os.ftruncate", "mmap.mmap", "resource_tracker.register"])
+def test_a_region_whose_making_is_interrupted_is_taken_back(step: str, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C before the resource tracker knows of it."""
+
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"multiprocessing.shared_memory.{step}", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Region(1000)
+    assert not regions()
+
+
 def test_a_server_that_does_not_see_it(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
     """As one on another machine, which has no region of this name."""
     frames, landmarks = photo_faces(2, 355)

@@ -8,12 +8,15 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from multiprocessing import shared_memory
+from pathlib import Path
 
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 
 from triton_face_client.region_pool import RegionPool
 from triton_face_client.transport import Manage, Outputs, check_output, plain_input
+
+DEV_SHM = Path("/dev/shm")
 
 ALIGNMENT = 64
 """Bytes; a cache line, and more than any type needs."""
@@ -40,7 +43,7 @@ class Region:
         self.size = size
         self.was_announced = False
         self._registered = False
-        self._memory = shared_memory.SharedMemory(name=self.name, create=True, size=size)
+        self._memory = _named_memory(self.name, size)
         self._named = True
         self._arrays: dict[str, np.ndarray] = {}
         self._offsets: dict[str, int] = {}
@@ -110,6 +113,16 @@ class SharedMemory(RegionPool[Region]):
         with self.borrowed(sum(_room(*tensor) for tensor in tensors.values())) as region:
             region.lay_out(tensors)
             yield region
+
+
+def _named_memory(name: str, size: int) -> shared_memory.SharedMemory:
+    """Make a piece of shared memory whole, or leave nothing of it."""
+    try:
+        return shared_memory.SharedMemory(name=name, create=True, size=size)
+    except BaseException:
+        # Ctrl-C between its making and its entry with the resource tracker: nobody else would remove it.
+        (DEV_SHM / name).unlink(missing_ok=True)
+        raise
 
 
 def _room(datatype: np.dtype, shape: tuple[int, ...]) -> int:
