@@ -1,6 +1,11 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
+# make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 8 minutes
+# make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
+# make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME
+# make monitoring  write what follows from the rules and the dashboard's panels
+# make autoscaling simulate a day of the autoscaler, 90 seconds
 # make parity   compare with py-feat itself, in an environment of its own
 # make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
 # make soak     30 minutes of load: does memory grow? SOAK_MINUTES
@@ -21,7 +26,14 @@ DEBIAN := build/debian
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
+IMAGE ?= triton-face-features:0.1.0
+PERF_IMAGE ?= triton-face-perf:0.1.0
+TRITON_VERSION ?= 26.07-py3
+POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
+DOCKERFILE := deploy/docker/Dockerfile
+
 .PHONY: demo test lint serve models install parity bench chaos soak api-docs clean
+.PHONY: deploy-check image perf-image monitoring autoscaling
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -30,7 +42,28 @@ serve: $(BIN)/.installed models
 	@exec $(BIN)/python -m deploy.local
 
 test: lint models $(DEBIAN)/.prometheus
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/deploy
+
+deploy-check: $(BIN)/.installed-test models $(DEBIAN)/.prometheus $(DEBIAN)/.kubectl
+	$(BIN)/python -m pytest -v tests/deploy
+
+image:
+	@test -n "$(TRITON_IMAGE)" -a -n "$(TRITON_DIGEST)" || { echo "make image: TRITON_IMAGE=NAME and \
+	TRITON_DIGEST=sha256:... name NVIDIA's tritonserver image and the digest of $(TRITON_VERSION)"; exit 1; }
+	DOCKER_BUILDKIT=1 docker build --file $(DOCKERFILE) --tag $(IMAGE) --build-arg TRITON_IMAGE=$(TRITON_IMAGE) \
+	  --build-arg TRITON_VERSION=$(TRITON_VERSION) --build-arg TRITON_DIGEST=$(TRITON_DIGEST) \
+	  --build-arg POSE_WEIGHTS=$(POSE_WEIGHTS) .
+
+perf-image:
+	@test -n "$(TRITON_IMAGE)" || { echo "make perf-image: TRITON_IMAGE=NAME of NVIDIA's tritonserver image"; exit 1; }
+	DOCKER_BUILDKIT=1 docker build --file $(DOCKERFILE) --tag $(PERF_IMAGE) --target perf \
+	  --build-arg TRITON_IMAGE=$(TRITON_IMAGE) --build-arg TRITON_VERSION=$(TRITON_VERSION) .
+
+monitoring: $(BIN)/.installed-test
+	$(BIN)/python -m deploy.monitoring
+
+autoscaling: $(BIN)/.installed-test
+	$(BIN)/python -m benchmarks.autoscaling
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
@@ -64,6 +97,12 @@ $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 $(DEBIAN)/.prometheus: tests/tools/fetch_debian_packages.sh
 	@mkdir -p $(DEBIAN)
 	command -v prometheus >/dev/null || tests/tools/fetch_debian_packages.sh $(DEBIAN) prometheus
+	@touch $@
+
+# Debian's, even where there is another: the tests render the manifests with every kubectl that they find.
+$(DEBIAN)/.kubectl: tests/tools/fetch_debian_packages.sh
+	@mkdir -p $(DEBIAN)
+	tests/tools/fetch_debian_packages.sh $(DEBIAN) kubernetes-client || command -v kubectl
 	@touch $@
 
 parity: $(BIN)/.installed $(PARITY_BIN)/.installed models

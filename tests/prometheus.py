@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,24 @@ class Prometheus(contextlib.AbstractContextManager):
     ----------
     target : str
         Host and port of a metrics endpoint.
+    job : str
+        What its series' label `job` says.
+    labels : dict of str to str
+        Further labels of its series.
+    rules : sequence of Path
+        Files of rules, evaluated every second.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: str,
+        job: str = "triton",
+        labels: Mapping[str, str] | None = None,
+        rules: Sequence[Path] = (),
+    ) -> None:
+        self._scraped = {"targets": [target], "labels": dict(labels or {})}
+        self._job = job
+        self._rules = [str(path) for path in rules]
 
     def __enter__(self) -> "Prometheus":
         """Start, wait until it answers."""
@@ -41,8 +56,11 @@ class Prometheus(contextlib.AbstractContextManager):
             pytest.fail("no prometheus: `make test` fetches Debian's package, or put one on PATH")
         self._folder = tempfile.TemporaryDirectory(prefix="prometheus-")
         folder = Path(self._folder.name)
-        jobs = [{"job_name": "triton", "static_configs": [{"targets": [self._target]}]}]
-        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "scrape_configs": [{"job_name": self._job, "static_configs": [self._scraped]}],
+            "rule_files": self._rules,
+        }
         (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
         with socket.socket() as free:
             free.bind((HOST, 0))

@@ -164,7 +164,7 @@ class LocalServer:
         configs = _read_configs(self.repository)
         _check_models(self.repository, configs)
         self._ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
-        triton = _find_triton()
+        triton = find_triton()
         self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
         if not re.fullmatch(r"[\w./-]+", str(self._folder)):
             self._folder.rmdir()
@@ -210,7 +210,7 @@ class LocalServer:
         self._running().kill()
         self._running().wait()
         self._end_processes()
-        self._start_in_folder(_find_triton())
+        self._start_in_folder(find_triton())
 
     def keep_log(self) -> Path:
         """Copy the log to a place where it stays, and return that."""
@@ -256,7 +256,7 @@ class LocalServer:
         if self.admin_key_path.exists():  # it is started again
             return
         try:
-            _lay_out_backends(triton, self._folder / "backends")
+            lay_out_backends(triton, self._folder / "backends")
             (self._folder / "models").symlink_to(self.repository)
             self.admin_key_path.touch(mode=0o600)
             self.admin_key_path.write_text(self.admin_key)
@@ -349,7 +349,8 @@ def _read_configs(repository: Path) -> Configs:
     return configs
 
 
-def _find_triton() -> Path:
+def find_triton() -> Path:
+    """Return the folder of the wheel's tritonserver; a ServerError says what is missing."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServerError("nvidia-pytriton, which carries tritonserver, is not installed: run `make install`")
@@ -384,24 +385,30 @@ def _shared_libpython() -> Path | None:
     return next((Path(folder) for folder in folders if (Path(folder) / name).is_file()), None)
 
 
-def _lay_out_backends(triton: Path, target: Path) -> None:
+def lay_out_backends(triton: Path, target: Path) -> None:
+    """Make a backend folder of the wheel's Python backend and our stand-in for ONNX Runtime's."""
     shutil.copytree(STANDIN_BACKENDS, target, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(triton / "backends" / "python", target / "python")
     stub = _stub(triton)
     shutil.copy2(stub, target / "python" / stub.name)
 
 
-def _environment(triton: Path) -> dict[str, str]:
+def library_folders(triton: Path) -> str:
+    """Return LD_LIBRARY_PATH for the server and its stubs."""
     libraries = [
         triton.parent.parent / "nvidia_pytriton.libs",
         _shared_libpython(),
         os.environ.get("LD_LIBRARY_PATH"),
     ]
+    return ":".join(str(folder) for folder in libraries if folder)
+
+
+def _environment(triton: Path) -> dict[str, str]:
     return (
         {"MALLOC_ARENA_MAX": str(MALLOC_ARENAS)}
         | os.environ
         | {
-            "LD_LIBRARY_PATH": ":".join(str(folder) for folder in libraries if folder),
+            "LD_LIBRARY_PATH": library_folders(triton),
             # The stub asks the first python3 on PATH where its packages are.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         }

@@ -60,13 +60,23 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.settings = Settings.from_model_config(config)
         self.device = _instance_device(args["model_instance_kind"], args["model_instance_device_id"])
-        self.metrics = Metrics(args["model_name"])
+        self.metrics = Metrics(args["model_name"], args["model_instance_name"])
         torch.set_num_threads(self.settings.torch_threads)
         if self.device.type == "cpu":
             has_reference_bits(self.settings.face_size)  # 60 ms, kept; the first request need not wait for it
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
+        with self.metrics.batch_under_way():
+            responses, tally = self._answer(requests)
+        self.metrics.add(tally)
+        return responses
+
+    def finalize(self) -> None:
+        """End with every number told."""
+        self.metrics.close()
+
+    def _answer(self, requests: list[Any]) -> tuple[list[Any], Tally]:
         clock = StageClock()
         responses: list[Any] = [None] * len(requests)
         with clock.stage("tensors"):
@@ -87,12 +97,7 @@ class TritonPythonModel:
         tally.batches += [batch] * bool(batch)
         tally.refused_requests = sum(response.has_error() for response in responses)
         tally.seconds.update(clock.seconds)
-        self.metrics.add(tally)
-        return responses
-
-    def finalize(self) -> None:
-        """End with every number told."""
-        self.metrics.close()
+        return responses, tally
 
     def _groups(self, requests: list[Any], responses: list[Any]) -> list[list[FaceRequest]]:
         """Put together what can be computed in one pass; refuse what cannot be read, in `responses`."""

@@ -1,0 +1,1 @@
+"""What is watched: rules, alerts, the dashboard; `python -m deploy.monitoring` writes what they make."""

@@ -1,0 +1,1 @@
+"""The deployment: image, manifests, monitoring, by the real tools and a real server."""
