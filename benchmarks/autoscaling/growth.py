@@ -21,7 +21,7 @@ AGES = (30, 300)
 AGE_JITTER = 0.1
 """gRPC ends a connection up to so much earlier or later."""
 
-SERIES_PER_POD = 225
+SERIES_PER_POD = 165
 SCRAPE_SECONDS = 15
 BYTES_PER_SAMPLE = 1.5
 """Prometheus: series of a pod's metrics, scrape interval, and what a sample takes on disk."""
