@@ -3,7 +3,7 @@
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 8 minutes
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
-# make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME
+# make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels
 # make autoscaling simulate a day of the autoscaler, 90 seconds
 # make parity   compare with py-feat itself, in an environment of its own
@@ -30,7 +30,6 @@ IMAGE ?= triton-face-features:0.1.0
 PERF_IMAGE ?= triton-face-perf:0.1.0
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
-DOCKERFILE := deploy/docker/Dockerfile
 
 .PHONY: demo test lint serve models install parity bench chaos soak api-docs clean
 .PHONY: deploy-check image perf-image monitoring autoscaling
@@ -50,14 +49,16 @@ deploy-check: $(BIN)/.installed-test models $(DEBIAN)/.prometheus $(DEBIAN)/.kub
 image:
 	@test -n "$(TRITON_IMAGE)" -a -n "$(TRITON_DIGEST)" || { echo "make image: TRITON_IMAGE=NAME and \
 	TRITON_DIGEST=sha256:... name NVIDIA's tritonserver image and the digest of $(TRITON_VERSION)"; exit 1; }
-	DOCKER_BUILDKIT=1 docker build --file $(DOCKERFILE) --tag $(IMAGE) --build-arg TRITON_IMAGE=$(TRITON_IMAGE) \
+	DOCKER_BUILDKIT=1 docker build --file deploy/docker/Dockerfile --tag $(IMAGE) --build-arg TRITON_IMAGE=$(TRITON_IMAGE) \
 	  --build-arg TRITON_VERSION=$(TRITON_VERSION) --build-arg TRITON_DIGEST=$(TRITON_DIGEST) \
-	  --build-arg POSE_WEIGHTS=$(POSE_WEIGHTS) .
+	  --build-arg POSE_WEIGHTS=$(POSE_WEIGHTS) $(if $(PIP_EXTRA_INDEX_URL),--build-arg PIP_EXTRA_INDEX_URL) .
 
 perf-image:
-	@test -n "$(TRITON_IMAGE)" || { echo "make perf-image: TRITON_IMAGE=NAME of NVIDIA's tritonserver image"; exit 1; }
-	DOCKER_BUILDKIT=1 docker build --file $(DOCKERFILE) --tag $(PERF_IMAGE) --target perf \
-	  --build-arg TRITON_IMAGE=$(TRITON_IMAGE) --build-arg TRITON_VERSION=$(TRITON_VERSION) .
+	@test -n "$(TRITON_IMAGE)" -a -n "$(TRITON_SDK_DIGEST)" || { echo "make perf-image: TRITON_IMAGE=NAME and \
+	TRITON_SDK_DIGEST=sha256:... name NVIDIA's tritonserver image and the digest of $(TRITON_VERSION)-sdk"; exit 1; }
+	DOCKER_BUILDKIT=1 docker build --file deploy/docker/perf_analyzer.Dockerfile --tag $(PERF_IMAGE) \
+	  --build-arg TRITON_IMAGE=$(TRITON_IMAGE) --build-arg TRITON_VERSION=$(TRITON_VERSION) \
+	  --build-arg TRITON_SDK_DIGEST=$(TRITON_SDK_DIGEST) .
 
 monitoring: $(BIN)/.installed-test
 	$(BIN)/python -m deploy.monitoring

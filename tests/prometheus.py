@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.local.server import HOST, PROJECT
@@ -92,16 +93,22 @@ class Prometheus(contextlib.AbstractContextManager):
 
     def query(self, expression: str) -> dict[str, float]:
         """Return the values of an expression now, by the labels that tell them apart."""
-        question = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{question}") as answer:
-            found = json.load(answer)["data"]["result"]
-        ignored = {"__name__", "instance", "job", "model"}
         return {
-            ",".join(value for name, value in sorted(one["metric"].items()) if name not in ignored): float(
-                one["value"][1]
-            )
-            for one in found
+            labels: float(found["value"][1]) for labels, found in self._ask("query", {"query": expression})
         }
+
+    def query_range(self, expression: str, start: float, end: float, step: float) -> dict[str, np.ndarray]:
+        """Return the series of an expression between two Unix times, [K, 2] of time and value, by labels."""
+        asked = {"query": expression, "start": start, "end": end, "step": step}
+        return {
+            labels: np.array(found["values"], dtype=float)
+            for labels, found in self._ask("query_range", asked)
+        }
+
+    def _ask(self, endpoint: str, asked: Mapping[str, object]) -> list[dict]:
+        url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(asked)}"
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)["data"]["result"]
 
     def _is_ready(self) -> bool:
         try:
@@ -109,3 +116,9 @@ class Prometheus(contextlib.AbstractContextManager):
                 return True
         except OSError:
             return False
+
+
+def _distinguishing(metric: Mapping[str, str]) -> str:
+    """Return the labels that tell a series from its like; all here are of one target."""
+    ignored = {"__name__", "instance", "job", "model"}
+    return ",".join(value for name, value in sorted(metric.items()) if name not in ignored)

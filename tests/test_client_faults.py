@@ -258,6 +258,9 @@ def test_times_that_cannot_be():
     for times in ({"seconds": -1}, {"first": 0}, {"first": 3, "longest": 1}):
         with pytest.raises(ValueError, match="longest at least first"):
             Retry(**times)
+    for retry in (False, 0, 5):
+        with pytest.raises(TypeError, match=r"Retry\(seconds=0\) sends everything once"):
+            FaceFeatureClient(retry=retry)
     for timeout in (0, float("nan"), float("inf"), 1e9):
         with pytest.raises(ValueError, match="more than 0 and at most"):
             FaceFeatureClient(timeout=timeout)

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.autoscaling.growth import NAME_SECONDS
 from benchmarks.autoscaling.hpa import SYNC_SECONDS, Autoscaler, Controller
 from benchmarks.autoscaling.seconds import EDGES_MS, Seconds
 from benchmarks.autoscaling.shipped import PENDING, RATIO
@@ -32,8 +33,8 @@ BURST_FACTOR = 2.0
 VIDEO = (22.0, 23.5)
 """From when to when a queue of video is worked off, at the day's peak and from one second to the next."""
 
-CONNECTION_SECONDS = 30
-"""The age at which a connection ends and its client looks up the pods again."""
+CONNECTION_SECONDS = 30 + NAME_SECONDS
+"""The age at which a connection ends and its client looks up the pods again, and what it may hear then."""
 
 PATIENCE_SECONDS = 60
 """How long a client tries again; the default of the client's `Retry`."""

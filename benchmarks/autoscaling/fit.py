@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def read_measured() -> dict[str, Any]:
-    """Read `measured.json`: where and how it was measured, and its rows."""
+    """Read `measured.json`, of `measure.py`: where and how it was measured, rows to fit to, rows beyond."""
     return json.loads(MEASURED.read_text())
 
 

@@ -21,6 +21,9 @@ AGES = (30, 300)
 AGE_JITTER = 0.1
 """gRPC ends a connection up to so much earlier or later."""
 
+NAME_SECONDS = 30
+"""For which a cluster's name server may give the pods that there were: the usual cache of CoreDNS."""
+
 SERIES_PER_POD = 165
 SCRAPE_SECONDS = 15
 BYTES_PER_SAMPLE = 1.5
@@ -49,9 +52,13 @@ def assumptions() -> dict[str, float]:
 def share_rows() -> list[dict[str, float]]:
     """Tell for each age when a new pod has half of its share of the load and all of it, seconds.
 
-    Clients look up the pods when a connection ends; the ends of an old fleet's connections are spread evenly.
+    Clients look up the pods when a connection ends, and may hear of those of `NAME_SECONDS` ago; the ends of
+    an old fleet's connections are spread evenly.
     """
-    return [{"age": age, "half": age / 2, "all": age * (1 + AGE_JITTER)} for age in AGES]
+    return [
+        {"age": age, "half": (age + NAME_SECONDS) / 2, "all": age * (1 + AGE_JITTER) + NAME_SECONDS}
+        for age in AGES
+    ]
 
 
 def imbalance(pods: int, clients: int, each: int, generator: np.random.Generator) -> float:

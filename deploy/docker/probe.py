@@ -6,11 +6,11 @@ hangs in no version. `align_mask_heartbeat_seconds` stands still for each of the
 one. Nothing but Python's standard library is needed.
 """
 
+import http.client
 import os
 import re
 import sys
 import time
-import urllib.error
 import urllib.request
 
 STALE_SECONDS = 60.0
@@ -33,19 +33,22 @@ def why_dead(http_port: int, metrics_port: int) -> str | None:
     try:
         _get(http_port, "/v2/models/align_mask/ready")
         metrics = _get(metrics_port, "/metrics")
-    except OSError as error:
-        return f"{getattr(error, 'url', 'the server')}: {error}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"ports {http_port} and {metrics_port}: {type(error).__name__}: {error}"
     ages = {name: time.time() - float(moment) for name, moment in HEARTBEAT.findall(metrics)}
     if not ages:
         return "no instance of align_mask has a heartbeat: is the metrics endpoint on?"
-    stale = [
-        f"{name} has had no heartbeat for {age:.0f} s" for name, age in ages.items() if age > STALE_SECONDS
-    ]
-    return "; ".join(stale) or None
+    # Far in the future, after a clock was set back, or not a number, it tells nothing either.
+    stale = [f"{name}: {age:.0f} s" for name, age in ages.items() if not abs(age) <= STALE_SECONDS]
+    return f"no heartbeat of {', '.join(stale)}" if stale else None
+
+
+# The environment may name a proxy, which has no way to this pod's own ports.
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _get(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
+    with _DIRECTLY.open(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
         return answer.read().decode()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from deploy.local.server import PROJECT
 
 DOCKERFILE = PROJECT / "deploy" / "docker" / "Dockerfile"
+PERF_DOCKERFILE = DOCKERFILE.with_name("perf_analyzer.Dockerfile")
 DOCKERIGNORE = PROJECT / ".dockerignore"
 
 ROOTS = ("/opt", "/build", "/tmp")
@@ -49,9 +50,9 @@ class Stage:
         return dict(re.findall(r"(\w+)=(\S+)", " ".join(self.arguments("ENV"))))
 
 
-def stages() -> list[Stage]:
-    """Read the project's Dockerfile."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+def stages(dockerfile: Path = DOCKERFILE) -> list[Stage]:
+    """Read a Dockerfile."""
+    text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: list[Stage] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         instruction, _, arguments = line.partition(" ")
@@ -173,10 +174,9 @@ class Image:
 
 
 def built(folder: Path) -> dict[str, Image]:
-    """Carry out every stage that begins with NVIDIA's server image; return them by name."""
+    """Carry out every stage; return them by name."""
     images: dict[str, Image] = {}
     for stage in stages():
-        if stage.name and not stage.base.endswith("-sdk"):
-            images[stage.name] = Image(folder / stage.name, images.get(stage.base), images)
-            images[stage.name].carry_out(stage)
+        images[stage.name] = Image(folder / stage.name, images.get(stage.base), images)
+        images[stage.name].carry_out(stage)
     return images

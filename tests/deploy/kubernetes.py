@@ -11,7 +11,7 @@ from deploy.local.server import PROJECT
 from tests.prometheus import UNPACKED
 
 KUSTOMIZATIONS = PROJECT / "deploy" / "k8s"
-OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls")
+OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls", "gpu-next")
 
 
 def kubectls() -> list[str]:

@@ -1,5 +1,6 @@
 """The image: what its lines build, its linter, and the compose file's sources."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from deploy.local.server import PROJECT
-from tests.deploy.dockerfile import DOCKERFILE, Image, context, stages
+from tests.deploy.dockerfile import DOCKERFILE, PERF_DOCKERFILE, Image, context, stages
 from tests.deploy.production_server import ProductionServer
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient
@@ -16,9 +17,10 @@ from triton_face_client import FaceFeatureClient
 COMPOSE = PROJECT / "deploy" / "docker" / "compose.yaml"
 
 
-def test_the_linter_finds_nothing():
+@pytest.mark.parametrize("dockerfile", [DOCKERFILE, PERF_DOCKERFILE], ids=lambda path: path.name)
+def test_the_linter_finds_nothing(dockerfile: Path):
     done = subprocess.run(
-        [Path(sys.executable).parent / "hadolint", DOCKERFILE], capture_output=True, text=True
+        [Path(sys.executable).parent / "hadolint", dockerfile], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -26,7 +28,7 @@ def test_the_linter_finds_nothing():
 def test_every_source_of_a_copy_reaches_the_builder(tmp_path: Path):
     sent = context(tmp_path)
     sources = []
-    for stage in stages():
+    for stage in [*stages(), *stages(PERF_DOCKERFILE)]:
         for arguments in stage.arguments("COPY"):
             words = [word for word in arguments.split() if not word.startswith("--")]
             sources += [] if "--from=" in arguments else words[:-1]
@@ -65,7 +67,30 @@ def test_the_final_stage_is_locked_down():
     assert serve.arguments("ENTRYPOINT") == ['["/opt/triton-face/serve.sh"]']
     assert serve.base == by_name["build"].base == "packages"
     assert by_name["packages"].base == "${TRITON_IMAGE}:${TRITON_VERSION}@${TRITON_DIGEST}"
-    assert stages()[-1].base == "serve", "what is built when no target is named"
+    assert stages()[-1] == serve, "what is built when no target is named"
+
+
+@pytest.mark.parametrize("target", ["image", "perf-image"])
+def test_make_names_images_that_can_be(target: str):
+    """BuildKit parses every FROM, needed or not: an argument that is missing leaves no reference."""
+    digest = "sha256:" + 64 * "0"
+    given = [
+        "TRITON_IMAGE=registry.example/tritonserver",
+        f"TRITON_DIGEST={digest}",
+        f"TRITON_SDK_DIGEST={digest}",
+    ]
+    command = subprocess.check_output(["make", "--dry-run", target, *given], cwd=PROJECT, text=True)
+    arguments = dict(re.findall(r"--build-arg (\w+)=(\S+)", command))
+    dockerfile = PROJECT / re.search(r"--file (\S+)", command)[1]
+    names = set()
+    for stage in stages(dockerfile):
+        if stage.base not in names:
+            base = re.sub(r"\$\{(\w+)\}", lambda found: arguments.get(found[1], ""), stage.base)
+            assert re.fullmatch(r"[a-z0-9./-]+:[\w.-]+@sha256:[0-9a-f]{64}", base), base
+        names.add(stage.name)
+    assert subprocess.run(["make", target], cwd=PROJECT, capture_output=True).returncode != 0, (
+        "without a digest"
+    )
 
 
 def test_it_serves_what_the_local_server_serves(production: ProductionServer, client: FaceFeatureClient):

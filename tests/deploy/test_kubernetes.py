@@ -10,7 +10,9 @@ import yaml
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deploy.docker import probe
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT, STUB_MEMORY_BYTES
+from tests.deploy.dockerfile import PERF_DOCKERFILE
 from tests.deploy.kubernetes import KUSTOMIZATIONS, OVERLAYS, kubectls, objects, rendered
 
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -84,10 +86,13 @@ def test_what_an_overlay_has(overlay: str):
     kinds = sorted(kind for kind, _ in objects(overlay))
     everywhere = ["Deployment", "Namespace", "NetworkPolicy", "Service", "Service"]
     fleet = ["ConfigMap", "HorizontalPodAutoscaler", "PodDisruptionBudget", "PodMonitor", "PrometheusRule"]
-    assert kinds == sorted(everywhere + (fleet if overlay != "dev" else []))
-    for (kind, _), one in objects(overlay).items():
-        if kind != "Namespace":
-            assert one["metadata"]["namespace"] == "triton-face"
+    expected = everywhere + (fleet if overlay != "dev" else [])
+    if overlay == "gpu-next":  # rules and dashboard are once a cluster
+        expected = [kind for kind in expected if kind not in ("ConfigMap", "PrometheusRule")]
+    assert kinds == sorted(expected)
+    name = {"dev": "triton-face-dev", "gpu-next": "triton-face-next"}.get(overlay, "triton-face")
+    for (kind, found), one in objects(overlay).items():
+        assert (found if kind == "Namespace" else one["metadata"]["namespace"]) == name
 
 
 def test_services_find_the_pods_and_nothing_else():
@@ -155,9 +160,11 @@ def test_a_stopping_pod_has_time():
     """First clients go away, then what runs is finished, then the kubelet loses patience."""
     stop = container("gpu")["lifecycle"]["preStop"]["exec"]["command"]
     assert stop[0] == "sleep"
-    # gRPC spreads the age of connections by a tenth; endpoints take a few seconds to be known everywhere.
+    # gRPC spreads the age of connections by a tenth; name servers keep an address for half a minute, and
+    # endpoints take a few seconds to be known everywhere.
     oldest = 1.1 * option("grpc-max-connection-age") / 1000
-    assert float(stop[1]) > oldest + 10
+    assert float(stop[1]) > oldest + 30 + 10
+    assert container("gpu")["livenessProbe"]["terminationGracePeriodSeconds"] < oldest, "a dead one need not"
     grace = pod("gpu")["terminationGracePeriodSeconds"]
     assert grace > float(stop[1]) + option("exit-timeout-secs") + 10
 
@@ -166,6 +173,7 @@ def test_the_tunings_are_there():
     assert {overlay: environment(overlay)["MODEL_CONFIG_NAME"] for overlay in OVERLAYS} == {
         "gpu": "gpu",
         "gpu-tls": "gpu",
+        "gpu-next": "gpu",
         "cpu": "cpu",
         "dev": "",
     }
@@ -194,7 +202,7 @@ def test_the_load_generator_reaches_the_service():
     address = arguments[arguments.index("-u") + 1]
     assert address == "triton-face:8001"
     data = arguments[arguments.index("--input-data") + 1]
-    assert data in (PROJECT / "deploy" / "docker" / "Dockerfile").read_text()
+    assert data in PERF_DOCKERFILE.read_text()
 
 
 def test_no_file_is_left_out():
@@ -204,5 +212,52 @@ def test_no_file_is_left_out():
             continue
         listed = yaml.safe_load((path.parent / "kustomization.yaml").read_text())
         assert path.name in listed.get("resources", []) + listed.get("patchesStrategicMerge", []), path
-    overlays = (KUSTOMIZATIONS / "overlays").glob("*/kustomization.yaml")
-    assert {path.parent.name for path in overlays} == set(OVERLAYS)
+    overlays = subprocess.check_output(["git", "ls-files", "deploy/k8s/overlays"], cwd=PROJECT, text=True)
+    assert {Path(name).parts[3] for name in overlays.split()} == set(OVERLAYS)
+
+
+def test_probes_are_asked_at_the_right_ports_and_patiently():
+    probes = container("gpu")
+    for name in ("startupProbe", "readinessProbe"):
+        assert probes[name]["httpGet"]["port"] == "http"
+    start = probes["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] >= 180, "torch and CUDA from a cold disk"
+    assert probes["livenessProbe"]["timeoutSeconds"] > 2 * probe.ANSWER_SECONDS, "of its two requests"
+    assert probes["livenessProbe"]["failureThreshold"] >= 2
+    assert probes["readinessProbe"]["timeoutSeconds"] >= 2
+
+
+def test_who_may_reach_which_port():
+    callers, prometheus = objects("gpu")["NetworkPolicy", "triton-face"]["spec"]["ingress"]
+    assert callers["ports"] == [{"port": "grpc"}]
+    assert callers["from"] == [
+        {"namespaceSelector": {}, "podSelector": {"matchLabels": {"triton-face-client": "true"}}}
+    ]
+    assert prometheus["ports"] == [{"port": "metrics"}]
+    assert list(prometheus["from"][0]) == ["namespaceSelector"]
+    (scraped,) = objects("gpu")["PodMonitor", "triton-face"]["spec"]["podMetricsEndpoints"]
+    assert scraped["port"] == "metrics"
+    assert int(scraped["interval"].removesuffix("s")) <= 15, "four samples in the rules' shortest window"
+
+
+def test_pods_come_and_go_a_few_at_a_time():
+    found = objects("gpu")
+    assert found["PodDisruptionBudget", "triton-face"]["spec"]["maxUnavailable"] == 1
+    rollout = found["Deployment", "triton-face"]["spec"]["strategy"]["rollingUpdate"]
+    assert rollout["maxUnavailable"] == 0
+    scaled = found["HorizontalPodAutoscaler", "triton-face"]["spec"]
+    assert scaled["minReplicas"] >= 2
+    assert scaled["maxReplicas"] >= 10 * scaled["minReplicas"], "else it is no fleet"
+    assert scaled["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
+    assert scaled["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 0
+    for name in ("triton-face", "triton-face-pods"):
+        assert not found["Service", name]["spec"].get("publishNotReadyAddresses")
+
+
+def test_what_a_read_only_root_needs():
+    mounts = {mount["mountPath"] for mount in container("gpu")["volumeMounts"]}
+    assert {"/tmp", "/dev/shm"} <= mounts
+    assert pod("gpu")["securityContext"]["fsGroup"] == pod("gpu")["securityContext"]["runAsGroup"], "keys"
+    for overlay in OVERLAYS:
+        (namespace,) = [one for (kind, _), one in objects(overlay).items() if kind == "Namespace"]
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"

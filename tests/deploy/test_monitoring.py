@@ -100,12 +100,18 @@ def test_the_scaling_metric_has_one_definition():
 
 def test_the_autoscaler_gets_what_is_recorded():
     adapter = yaml.safe_load((MONITORING / "prometheus_adapter.yaml").read_text())["rules"]["custom"]
-    offered = {rule["name"]["as"]: rule["seriesQuery"] for rule in adapter}
+    offered = {rule["name"]["as"] for rule in adapter}
     autoscaler = objects("gpu")["HorizontalPodAutoscaler", "triton-face"]["spec"]
     asked = {metric["pods"]["metric"]["name"] for metric in autoscaler["metrics"]}
-    assert asked == set(offered)
-    for series in offered.values():
-        assert named(series) <= recorded()
+    assert asked == offered
+    for rule in adapter:
+        assert named(rule["seriesQuery"]) <= recorded()
+        assert rule["resources"]["overrides"] == {
+            "namespace": {"resource": "namespace"},
+            "pod": {"resource": "pod"},
+        }
+        for part in ("<<.Series>>", "<<.LabelMatchers>>", "<<.GroupBy>>"):
+            assert part in rule["metricsQuery"], "else pods of all fleets are mixed"
     assert set(scaling_targets()) == asked
 
 

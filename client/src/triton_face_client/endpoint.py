@@ -15,6 +15,10 @@ TARGET = re.compile(r"(dns|ipv4|ipv6|unix|xds):.+")
 RECONNECT_MS = 2000
 """Longest pause between two tries to reach a server that is away; gRPC's own would be two minutes."""
 
+RESOLVE_MS = 5000
+"""Least time between two look-ups of a name, for which gRPC has half a minute: new pods get work sooner, and
+those that are gone are let go of."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
@@ -89,6 +93,7 @@ def channel_options(
         ("grpc.lb_policy_name", "round_robin"),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+        ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS),
         # A channel of its own for each client: gRPC would otherwise share one that another client's
         # failures have put on hold.
         ("grpc.use_local_subchannel_pool", 1),

@@ -85,6 +85,8 @@ class Settings:
     ) -> None:
         if in_flight < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("in_flight and batch_size are at least 1")
+        if retry is not None and not isinstance(retry, Retry):
+            raise TypeError(f"retry is {retry!r}: give a Retry; Retry(seconds=0) sends everything once")
         if not 0 < timeout <= LONGEST_SECONDS:
             raise ValueError(f"timeout is {timeout}: seconds, more than 0 and at most {LONGEST_SECONDS:g}")
         self.target = target(url)

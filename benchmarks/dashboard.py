@@ -1,0 +1,202 @@
+"""What the dashboard shows of a server that is idle, loaded, overloaded, sent faulty faces and loses a stub.
+
+`python -m benchmarks.dashboard` runs the embedded server and a real Prometheus with the project's rules
+through six minutes, asks for every panel's queries and draws them, without Grafana.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+from deploy.local import LocalServer
+from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
+from deploy.local.supervisor import server_processes
+from tests.faces import photo_faces
+from tests.prometheus import Prometheus
+from triton_face_client import FaceFeatureClient
+
+MONITORING = PROJECT / "deploy" / "monitoring"
+PICTURE = PROJECT / "docs" / "dashboard.png"
+
+OPTIONS = (
+    "--metrics-config=summary_latencies=true",
+    "--metrics-config=summary_quantiles=0.5:0.05,0.99:0.001",
+)
+"""Of serve.sh: what the panels of latency need."""
+
+LABELS = {"namespace": "here", "pod": "server"}
+
+FACES = 8
+"""A request."""
+
+Send = Callable[[FaceFeatureClient], None]
+
+Series = list[tuple[dict[str, str], np.ndarray]]
+"""Of a query: labels, and times and values [K, 2]."""
+
+
+def main() -> None:
+    """Run the tour and save the picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__)
+    parser.add_argument("--picture", type=Path, default=PICTURE, metavar="FILE")
+    picture = parser.parse_args().picture
+    rules = [MONITORING / "recording_rules.yaml", MONITORING / "alerting_rules.yaml"]
+    with (
+        LocalServer(DEFAULT_REPOSITORY, options=OPTIONS) as server,
+        Prometheus(server.metrics_url, "triton-face", LABELS, rules) as prometheus,
+    ):
+        phases = run_phases(server)
+        start, end = next(iter(phases.values())), time.time()
+        found = {
+            title: [prometheus.query_range(query, start, end, 1.0) for query in queries]
+            for title, queries in panels().items()
+        }
+    draw(found, phases, start, picture)
+    print(picture)
+
+
+def panels() -> dict[str, list[str]]:
+    """Return each panel's queries by its title, for the pod there is; without the GPUs' row."""
+    listed = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    found = {}
+    for panel in listed:
+        queries = [target["expr"] for target in panel.get("targets", [])]
+        if queries and "nv_gpu_" not in queries[0]:
+            found[panel["title"]] = [
+                query.replace("$namespace", LABELS["namespace"]).replace("$pod", LABELS["pod"])
+                for query in queries
+            ]
+    return found
+
+
+def run_phases(server: LocalServer) -> dict[str, float]:
+    """Go through the phases; return when each began, Unix time, by its name."""
+    frames, landmarks = photo_faces(16, 730)
+    faulty = landmarks.copy()
+    faulty[::4, 30] = np.nan
+    faulty[1::8] = 40
+
+    def light(client: FaceFeatureClient) -> None:
+        client.features(frames[:FACES], landmarks[:FACES])
+        time.sleep(0.02)
+
+    def heavy(client: FaceFeatureClient) -> None:
+        which = np.arange(40 * FACES) % 16
+        client.features(frames[which], landmarks[which])
+
+    def with_faults(client: FaceFeatureClient) -> None:
+        client.features(frames, faulty, on_invalid="nan")
+
+    phases: dict[str, float] = {}
+    for name, send, callers, seconds in (
+        ("idle", None, 0, 30),
+        ("loaded", light, 1, 70),
+        ("overloaded", heavy, 3, 70),
+        ("faulty faces", with_faults, 1, 70),
+    ):
+        phases[name] = time.time()
+        with _load(server, send, callers):
+            _wait(name, seconds)
+    phases["a stub stopped"] = time.time()
+    stub = next(one.pid for one in server_processes(server.pid) if one.name == "align_mask")
+    os.kill(stub, signal.SIGSTOP)
+    _wait("a stub stopped", 90)
+    os.kill(stub, signal.SIGCONT)
+    phases["and goes on"] = time.time()
+    _wait("and goes on", 30)
+    return phases
+
+
+@contextlib.contextmanager
+def _load(server: LocalServer, send: Send | None, callers: int) -> Iterator[None]:
+    stopping = threading.Event()
+
+    def call() -> None:
+        with FaceFeatureClient(server.grpc_url, batch_size=FACES, in_flight=40) as client:
+            while not stopping.is_set():
+                send(client)
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+def _wait(name: str, seconds: int) -> None:
+    for _ in tqdm(range(seconds), desc=name, unit="s"):
+        time.sleep(1)
+
+
+def draw(found: Mapping[str, list[Series]], phases: Mapping[str, float], start: float, picture: Path) -> None:
+    """Draw each panel, and the phases over all of them."""
+    described = {
+        panel["title"]: panel for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    }
+    figure, grid = plt.subplots(-(-len(found) // 3), 3, figsize=(15, 15), layout="constrained", sharex=True)
+    for axes, (title, queries) in zip(grid.flat, found.items(), strict=True):
+        _draw_panel(axes, described[title], queries, start)
+        for began in phases.values():
+            axes.axvline(began - start, color="0.7", linewidth=0.8)
+    for axes in grid[0]:
+        top = axes.secondary_xaxis("top")
+        top.set_xticks([began - start for began in phases.values()], list(phases), rotation=25, ha="left")
+    for axes in grid[-1]:
+        axes.set_xlabel("seconds")
+    figure.savefig(picture, dpi=90)
+    plt.close(figure)
+
+
+def _draw_panel(axes: Axes, panel: Mapping[str, Any], queries: list[Series], start: float) -> None:
+    for target, series in zip(panel["targets"], queries, strict=True):
+        shown = _by_bucket(series) if panel["type"] == "heatmap" else series
+        for labels, values in shown:
+            # What never was, as failures for most reasons, is left out where there is more than one.
+            if len(series) == 1 or values[:, 1].any():
+                axes.plot(values[:, 0] - start, values[:, 1], linewidth=1, label=_name(target, labels))
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+    axes.set_title(panel["title"] + (f", {unit}" if unit != "none" else ""), fontsize=10, pad=4)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if axes.get_lines():
+        axes.legend(fontsize=7, loc="upper left")
+
+
+def _name(target: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels[found[1]], target["legendFormat"])
+
+
+def _by_bucket(series: Series) -> Series:
+    """Turn a histogram's counts up to each bound into those of each bucket."""
+    ordered = sorted(series, key=lambda one: float(one[0]["le"]))
+    below = np.zeros_like(ordered[0][1][:, 1])
+    buckets = []
+    for labels, values in ordered:
+        buckets.append((labels, np.stack([values[:, 0], values[:, 1] - below], axis=1)))
+        below = values[:, 1]
+    return buckets
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The image: how it is built, how the server is started and probed in it."""
