@@ -97,13 +97,14 @@ class Prometheus(contextlib.AbstractContextManager):
             labels: float(found["value"][1]) for labels, found in self._ask("query", {"query": expression})
         }
 
-    def query_range(self, expression: str, start: float, end: float, step: float) -> dict[str, np.ndarray]:
-        """Return the series of an expression between two Unix times, [K, 2] of time and value, by labels."""
+    def query_range(
+        self, expression: str, start: float, end: float, step: float
+    ) -> list[tuple[dict[str, str], np.ndarray]]:
+        """Return each series between two Unix times: its labels, and times and values, [K, 2]."""
         asked = {"query": expression, "start": start, "end": end, "step": step}
-        return {
-            labels: np.array(found["values"], dtype=float)
-            for labels, found in self._ask("query_range", asked)
-        }
+        return [
+            (one["metric"], np.array(one["values"], dtype=float)) for one in self._ask("query_range", asked)
+        ]
 
     def _ask(self, endpoint: str, asked: Mapping[str, object]) -> list[dict]:
         url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(asked)}"
