@@ -24,6 +24,9 @@ RATIO, PENDING = "triton_face:queue_compute:ratio", "triton_face:pending_request
 WINDOW_SECONDS = 60.0
 """Of the rules' rates."""
 
+SLACK_SECONDS = 40.0
+"""Two evaluations of the rules, and a machine that does other things."""
+
 CALLERS, IN_FLIGHT, FACES = 2, 40, 8
 """80 requests at a time: more than two instances can join in a batch each, fewer than are refused."""
 
@@ -98,22 +101,20 @@ def test_the_scaling_metrics_rise_and_fall(production: ProductionServer, watched
         seen = {name: watched.query(query) for name, query in adapter_queries().items()}
         return all(seen[name].get("local", 0.0) > target for name, target in targets.items())
 
-    assert wait_until(lambda: set(watched.query(RATIO).values()) == {0.0}, 2 * WINDOW_SECONDS), (
-        "0 without load"
-    )
+    def is_calm() -> bool:
+        return set(watched.query(RATIO).values()) == {0.0}
+
+    assert wait_until(is_calm, WINDOW_SECONDS + SLACK_SECONDS), watched.query(RATIO)
     with load(production.grpc_url):
-        assert wait_until(over_target, WINDOW_SECONDS), watched.query(RATIO) | watched.query(PENDING)
+        assert wait_until(over_target, WINDOW_SECONDS + SLACK_SECONDS), (RATIO, watched.query(RATIO))
         nothing = {
             title: expression
             for title, expression in dashboard_queries().items()
             if "nv_gpu_" not in expression and not values(watched, expression)
         }
         assert nothing == {}, "panels without data under load"
-        assert watched.query("triton_face:faces:rate")["test,local"] > 50 or watched.query(
-            "triton_face:faces:rate"
-        )
-    fallen = wait_until(lambda: set(watched.query(RATIO).values()) == {0.0}, WINDOW_SECONDS + 20)
-    assert fallen, watched.query(RATIO)
+        assert sum(watched.query("triton_face:faces:rate").values()) > 50
+    assert wait_until(is_calm, WINDOW_SECONDS + SLACK_SECONDS), watched.query(RATIO)
     assert set(watched.query(PENDING).values()) == {0.0}
 
 
