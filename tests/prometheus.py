@@ -93,9 +93,8 @@ class Prometheus(contextlib.AbstractContextManager):
 
     def query(self, expression: str) -> dict[str, float]:
         """Return the values of an expression now, by the labels that tell them apart."""
-        return {
-            labels: float(found["value"][1]) for labels, found in self._ask("query", {"query": expression})
-        }
+        found = self._ask("query", {"query": expression})
+        return {_distinguishing(one["metric"]): float(one["value"][1]) for one in found}
 
     def query_range(
         self, expression: str, start: float, end: float, step: float
