@@ -1,7 +1,7 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
-# make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 8 minutes
+# make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 7 minutes
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels

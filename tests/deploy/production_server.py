@@ -33,20 +33,28 @@ class ProductionServer(contextlib.AbstractContextManager):
         As of a Deployment's `env`.
     options : tuple of str
         Further options.
+    prefix : tuple of str
+        A command that ends by executing the words behind it.
     """
 
     def __init__(
-        self, image: Image, environment: dict[str, str] | None = None, options: tuple[str, ...] = ()
+        self,
+        image: Image,
+        environment: dict[str, str] | None = None,
+        options: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self._image = image
         self._environment = environment or {}
         self._options = options
+        self._before = prefix
         self._prefix = f"triton_face_{uuid.uuid4().hex[:12]}_"
 
     def __enter__(self) -> "ProductionServer":
         """Start."""
         self._folder = tempfile.TemporaryDirectory(prefix="triton-face-fleet-")
         folder = Path(self._folder.name)
+        folder.chmod(0o755)
         lay_out_backends(find_triton(), folder / "backends")
         self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
         self.log_path = folder / "log"
@@ -90,6 +98,7 @@ class ProductionServer(contextlib.AbstractContextManager):
     def command(self, backends: Path) -> list[str]:
         """Return what is started."""
         return [
+            *self._before,
             str(self._image.path("/opt/triton-face/serve.sh")),
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
@@ -153,4 +162,4 @@ def _free_ports(count: int) -> list[int]:
 
 def _first_errors(log: str) -> str:
     lines = log.splitlines()
-    return "\n".join([line for line in lines if line.startswith(("E", "serve.sh"))][:10] or lines[-10:])
+    return "\n".join([line for line in lines if line.startswith(("E", "serve.sh"))][:10] + lines[-10:])
