@@ -28,6 +28,7 @@ from tqdm import tqdm
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
 from deploy.local.supervisor import server_processes
+from deploy.monitoring.panels import for_pod
 from tests.faces import photo_faces
 from tests.prometheus import Prometheus
 from triton_face_client import FaceFeatureClient
@@ -79,10 +80,7 @@ def panels() -> dict[str, list[str]]:
     for panel in listed:
         queries = [target["expr"] for target in panel.get("targets", [])]
         if queries and "nv_gpu_" not in queries[0]:
-            found[panel["title"]] = [
-                query.replace("$namespace", LABELS["namespace"]).replace("$pod", LABELS["pod"])
-                for query in queries
-            ]
+            found[panel["title"]] = [for_pod(query, **LABELS) for query in queries]
     return found
 
 

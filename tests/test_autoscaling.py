@@ -18,8 +18,9 @@ from benchmarks.autoscaling.pod import Costs, Limits, run_pod
 from benchmarks.autoscaling.report import write_report
 from benchmarks.autoscaling.seconds import EDGES_MS, Seconds
 from benchmarks.autoscaling.shipped import PENDING, RATIO, read_autoscaler, read_limits
+from deploy.local.server import PROJECT
 
-RESULTS = Path(shipped.PROJECT) / "benchmarks" / "results"
+RESULTS = PROJECT / "benchmarks" / "results"
 
 UP = Rules(0, (Policy("Percent", 100, 60), Policy("Pods", 4, 60)))
 DOWN = Rules(300, (Policy("Percent", 10, 60),))
@@ -221,7 +222,7 @@ def test_a_fleet_grows_to_its_load():
 
 
 def test_the_shipped_manifest_is_read(tmp_path: Path):
-    text = shipped.MANIFEST.read_text()
+    text = shipped.AUTOSCALER.read_text()
     read = read_autoscaler()
     assert set(read.targets) == {RATIO, PENDING}
     assert f"minReplicas: {read.least}" in text
@@ -245,7 +246,7 @@ def test_the_shipped_limits_are_read():
         ("align_mask", {"count": limits.instances, "max_queue_size": limits.queue_requests}),
         ("hog", {"count": limits.later_instances}),
     ):
-        text = (shipped.MODELS / name / "config.pbtxt").read_text()
+        text = (shipped.DEFAULT_REPOSITORY / name / "config.pbtxt").read_text()
         for field, value in expected.items():
             assert re.search(rf"^ *{field}: (\d+)$", text, re.MULTILINE)[1] == str(value)
 

@@ -11,11 +11,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import SubFigure
 
 from benchmarks.autoscaling.fit import WINDOW_SECONDS
+from benchmarks.autoscaling.shipped import PENDING, RATIO
 
 Result = dict[str, Any]
-
-RATIO = "triton_face_queue_compute_ratio"
-PENDING = "triton_face_pending_requests"
 
 COLOURS = ("tab:gray", "tab:orange", "tab:blue")
 LOAD_COLOUR = "black"

@@ -8,26 +8,21 @@ from tritonclient.grpc import model_config_pb2
 
 from benchmarks.autoscaling.hpa import Autoscaler, Policy, Rules
 from benchmarks.autoscaling.pod import Limits
-
-PROJECT = Path(__file__).resolve().parent.parent.parent
-MANIFEST = PROJECT / "deploy" / "k8s" / "fleet" / "autoscaler.yaml"
-MODELS = PROJECT / "model_repository"
+from deploy.local.server import DEFAULT_REPOSITORY
+from deploy.monitoring.panels import AUTOSCALER, scaling_targets
 
 RATIO = "triton_face_queue_compute_ratio"
 PENDING = "triton_face_pending_requests"
 """The metrics' names in the manifest."""
 
 
-def read_autoscaler(path: Path = MANIFEST) -> Autoscaler:
+def read_autoscaler(path: Path = AUTOSCALER) -> Autoscaler:
     """Read a HorizontalPodAutoscaler of autoscaling/v2 whose metrics are averages over pods."""
     spec = yaml.safe_load(path.read_text())["spec"]
     return Autoscaler(
         least=spec["minReplicas"],
         most=spec["maxReplicas"],
-        targets={
-            metric["pods"]["metric"]["name"]: _quantity(metric["pods"]["target"]["averageValue"])
-            for metric in spec["metrics"]
-        },
+        targets=scaling_targets(path),
         up=_rules(spec["behavior"]["scaleUp"]),
         down=_rules(spec["behavior"]["scaleDown"]),
     )
@@ -44,12 +39,6 @@ def read_limits() -> Limits:
     )
 
 
-def _quantity(text: str | float) -> float:
-    """Read a Kubernetes quantity; of its suffixes the manifest has m, for thousandths."""
-    text = str(text)
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
-
-
 def _rules(behavior: dict) -> Rules:
     return Rules(
         window=behavior["stabilizationWindowSeconds"],
@@ -61,5 +50,5 @@ def _rules(behavior: dict) -> Rules:
 
 
 def _config(name: str) -> model_config_pb2.ModelConfig:
-    text = (MODELS / name / "config.pbtxt").read_text()
+    text = (DEFAULT_REPOSITORY / name / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())

@@ -220,7 +220,7 @@ class LocalServer:
 
     def _start_in_folder(self, triton: Path) -> None:
         try:
-            self.ports = _claimed(self.ports)
+            self.ports = claimed(self.ports)
             self._lay_out(triton)
             self._start(triton)
             self._wait_until_ready()
@@ -415,7 +415,7 @@ def _environment(triton: Path) -> dict[str, str]:
     )
 
 
-def _claimed(ports: Ports) -> Ports:
+def claimed(ports: Ports) -> Ports:
     """Replace each 0 by a free port and refuse a port that somebody listens on."""
     with contextlib.ExitStack() as stack:
         claimed = {}

@@ -54,15 +54,23 @@ class Panel:
     kind: str = "timeseries"
 
 
-def scaling_targets() -> dict[str, float]:
-    """Return what the autoscaler aims at: a pod's mean of each metric, by its name."""
-    metrics = yaml.safe_load(AUTOSCALER.read_text())["spec"]["metrics"]
+def scaling_targets(manifest: Path = AUTOSCALER) -> dict[str, float]:
+    """Return what an autoscaler aims at: a pod's mean of each metric, by its name.
+
+    Of the suffixes of Kubernetes' quantities, m for thousandths is known.
+    """
+    metrics = yaml.safe_load(manifest.read_text())["spec"]["metrics"]
     found = {}
     for metric in metrics:
-        quantity = metric["pods"]["target"]["averageValue"]
+        quantity = str(metric["pods"]["target"]["averageValue"])
         thousandths = quantity.endswith("m")
         found[metric["pods"]["metric"]["name"]] = float(quantity.rstrip("m")) / (1000 if thousandths else 1)
     return found
+
+
+def for_pod(expression: str, namespace: str, pod: str) -> str:
+    """Return a query of the dashboard as Grafana sends it when one pod is chosen."""
+    return expression.replace("$namespace", namespace).replace("$pod", pod)
 
 
 _TARGETS = scaling_targets()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,7 +11,15 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from deploy.local.server import HOST, SHARED_MEMORY, find_triton, lay_out_backends, library_folders
+from deploy.local.server import (
+    HOST,
+    SHARED_MEMORY,
+    Ports,
+    claimed,
+    find_triton,
+    lay_out_backends,
+    library_folders,
+)
 from tests.deploy.dockerfile import Image
 
 START_SECONDS = 120.0
@@ -56,7 +63,8 @@ class ProductionServer(contextlib.AbstractContextManager):
         folder = Path(self._folder.name)
         folder.chmod(0o755)
         lay_out_backends(find_triton(), folder / "backends")
-        self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
+        ports = claimed(Ports())
+        self.http_port, self.grpc_port, self.metrics_port = ports.http, ports.grpc, ports.metrics
         self.log_path = folder / "log"
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -150,14 +158,6 @@ class ProductionServer(contextlib.AbstractContextManager):
                 self.__exit__()
                 raise RuntimeError(f"it did not start: {_first_errors(said)}")
             time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind((HOST, 0))
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def _first_errors(log: str) -> str:

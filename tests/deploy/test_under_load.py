@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from deploy.local.server import PROJECT
-from deploy.monitoring.panels import scaling_targets
+from deploy.monitoring.panels import for_pod, scaling_targets
 from tests.deploy.production_server import ProductionServer
 from tests.faces import photo_faces
 from tests.prometheus import Prometheus
@@ -77,8 +77,7 @@ def dashboard_queries() -> dict[str, str]:
     found = {}
     for panel in panels:
         for target in panel.get("targets", []):
-            expression = target["expr"].replace("$namespace", "test").replace("$pod", "local")
-            found[f"{panel['title']} {target['refId']}"] = expression
+            found[f"{panel['title']} {target['refId']}"] = for_pod(target["expr"], "test", "local")
     return found
 
 
