@@ -13,7 +13,7 @@ NAMESPACE = ("unshare", "--mount", "--map-root-user")
 
 
 def run_with_small(
-    folder: str, megabytes: int, script: str, *arguments: str, **environment: str
+    folder: str, megabytes: int, script: str, *arguments: str, timeout: float = 180, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run a Python script where `folder` is a file system of so many megabytes; nobody else sees it.
 
@@ -29,5 +29,5 @@ def run_with_small(
         env=os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'client' / 'src'}"} | environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=timeout,
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.docker.shm_regions import SHARED_MEMORY
 from deploy.local import LocalServer
-from deploy.local.server import PROJECT, SHARED_MEMORY
+from deploy.local.server import PROJECT
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient, FaceServiceError, InvalidFacesError
 from triton_face_client.shared_regions import Region

@@ -47,7 +47,8 @@ closed=model-repository,shared-memory,trace,logging
 # --exit-timeout-secs: as long as a queue lets requests wait (10 s), for each of the ensemble's steps.
 # --metrics-config: quantiles of latencies, two of them; the default's five are 60 series more a pod.
 # shm-default-byte-size: of each Python stub; 128 crops with all their outputs fit without growth.
-exec tritonserver \
+# shm_regions.py removes the shared memory of servers that were killed before it starts this one.
+exec python3 -I "$(dirname "$0")/shm_regions.py" tritonserver \
   "--model-repository=$repository" \
   --model-control-mode=none \
   --disable-auto-complete-config \

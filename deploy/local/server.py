@@ -22,11 +22,12 @@ import sys
 import sysconfig
 import tempfile
 import time
-import uuid
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+
+from deploy.docker.shm_regions import SHARED_MEMORY, RegionPrefix, remove_leftovers
 
 HOST = "127.0.0.1"
 
@@ -46,8 +47,6 @@ _LIBC = ctypes.CDLL(None)
 MALLOC_ARENAS = 2
 """With as many as glibc makes for its threads, the server kept twice the memory: 400 MB instead of 200 after
 large requests. The speed is the same."""
-
-SHARED_MEMORY = Path("/dev/shm")
 
 STUB_MEMORY_BYTES = 64 * 2**20
 """Shared memory of each Python stub at start: a batch of 128 crops with its outputs fits without growth."""
@@ -131,7 +130,6 @@ class LocalServer:
         self.repository = repository.resolve()
         self.ports = ports or Ports()
         self.options = options
-        self._shm_prefix = f"triton_face_{uuid.uuid4().hex[:12]}_"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -165,10 +163,17 @@ class LocalServer:
         _check_models(self.repository, configs)
         self._ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
         triton = find_triton()
-        self._folder = Path(tempfile.mkdtemp(prefix="triton-face-"))
-        if not re.fullmatch(r"[\w./-]+", str(self._folder)):
-            self._folder.rmdir()
-            raise ServerError(f"Triton cannot start from {self._folder.parent}: set TMPDIR to a plain path")
+        if not re.fullmatch(r"[\w./-]+", tempfile.gettempdir()):
+            raise ServerError(f"Triton cannot start from {tempfile.gettempdir()}: set TMPDIR to a plain path")
+        try:
+            for prefix in remove_leftovers():
+                shutil.rmtree(_folder_of(prefix), ignore_errors=True)
+            self._regions = RegionPrefix()
+        except OSError as error:
+            raise ServerError(
+                f"cannot use {SHARED_MEMORY}, which the Python backend needs: {error}"
+            ) from error
+        self._folder = _folder_of(self._regions.name)
         self.log_path = self._folder / "server.log"
         self._start_in_folder(triton)
         return self
@@ -183,6 +188,7 @@ class LocalServer:
             self._drain_ensembles()
         self._end_processes()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._regions.release()
 
     def _end_processes(self) -> None:
         process, self._process = self._process, None
@@ -195,12 +201,12 @@ class LocalServer:
                 process.kill()
             process.wait()
             _end_group(process.pid)
-        for region in self.shared_memory():
+        for region in self.shared_memory():  # of stubs that were killed; a restart keeps the prefix
             region.unlink(missing_ok=True)
 
     def shared_memory(self) -> list[Path]:
         """Return the server's files in /dev/shm."""
-        return list(SHARED_MEMORY.glob(f"{self._shm_prefix}*"))
+        return self._regions.regions
 
     def restart(self) -> None:
         """Kill the server, whatever state it is in, and start it again on the same ports.
@@ -256,6 +262,7 @@ class LocalServer:
         if self.admin_key_path.exists():  # it is started again
             return
         try:
+            self._folder.mkdir(mode=0o700)
             lay_out_backends(triton, self._folder / "backends")
             (self._folder / "models").symlink_to(self.repository)
             self.admin_key_path.touch(mode=0o600)
@@ -271,7 +278,7 @@ class LocalServer:
             # Triton starts stubs through a shell that would split the repository's own path at a blank.
             f"--model-repository={self._folder / 'models'}",
             f"--backend-directory={self._folder / 'backends'}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
             f"--backend-config=python,shm-default-byte-size={STUB_MEMORY_BYTES}",
             f"--http-address={HOST}",
             f"--grpc-address={HOST}",
@@ -302,6 +309,7 @@ class LocalServer:
                 env=_environment(triton),
                 # Python stubs take modules from where they are started: not from wherever that happens to be.
                 cwd=self._folder,
+                pass_fds=(self._regions.lock,),
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
@@ -316,6 +324,21 @@ class LocalServer:
                     f"tritonserver was not ready after {START_SECONDS:.0f} s: {_log_reason(self.log_path)}"
                 )
             time.sleep(0.1)
+
+
+def _reserve_regions() -> RegionPrefix:
+    """Remove what dead servers left in /dev/shm and in the temporary folder; reserve a prefix."""
+    try:
+        for prefix in remove_leftovers():
+            shutil.rmtree(_folder_of(prefix), ignore_errors=True)
+        return RegionPrefix()
+    except OSError as error:
+        raise ServerError(f"{SHARED_MEMORY}, which Triton's Python backend needs: {error}") from error
+
+
+def _folder_of(prefix: str) -> Path:
+    """Return the folder of the server whose shared-memory regions have this prefix."""
+    return Path(tempfile.gettempdir()) / prefix.replace("_", "-").removesuffix("-")
 
 
 Configs = dict[str, model_config_pb2.ModelConfig]

@@ -4,58 +4,53 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from pathlib import Path
 
 from deploy.local.server import (
     HOST,
-    SHARED_MEMORY,
+    PROJECT,
     Ports,
     claimed,
     find_triton,
     lay_out_backends,
     library_folders,
 )
-from tests.deploy.dockerfile import Image
 
+SERVE = PROJECT / "deploy" / "docker" / "serve.sh"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
 
 class ProductionServer(contextlib.AbstractContextManager):
-    """Run the image's entry point, wait until it is ready, end it.
+    """Run `serve.sh`, the image's entry point, wait until the server is ready, end it.
 
-    Only what this machine makes different is added to its options: loopback, free ports, a folder of backends
-    (NVIDIA's image has its own) and a name for its files in /dev/shm.
+    Only what differs on this machine is added to the options: loopback, free ports and a folder of backends,
+    which NVIDIA's image has itself.
 
     Parameters
     ----------
-    image : Image
-        What the Dockerfile's lines leave.
+    repository : Path
+        The model repository.
     environment : dict of str to str
-        As of a Deployment's `env`.
+        As in a Deployment's `env`.
     options : tuple of str
-        Further options.
-    prefix : tuple of str
-        A command that ends by executing the words behind it.
+        Further options of tritonserver.
     """
 
     def __init__(
         self,
-        image: Image,
+        repository: Path,
         environment: dict[str, str] | None = None,
         options: tuple[str, ...] = (),
-        prefix: tuple[str, ...] = (),
     ) -> None:
-        self._image = image
+        self._repository = repository
         self._environment = environment or {}
         self._options = options
-        self._before = prefix
-        self._prefix = f"triton_face_{uuid.uuid4().hex[:12]}_"
 
     def __enter__(self) -> "ProductionServer":
         """Start."""
@@ -84,8 +79,6 @@ class ProductionServer(contextlib.AbstractContextManager):
         self.stop()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
-            region.unlink()
         self._folder.cleanup()
 
     @property
@@ -106,10 +99,8 @@ class ProductionServer(contextlib.AbstractContextManager):
     def command(self, backends: Path) -> list[str]:
         """Return what is started."""
         return [
-            *self._before,
-            str(self._image.path("/opt/triton-face/serve.sh")),
+            str(SERVE),
             f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             *(f"--{endpoint}-address={HOST}" for endpoint in ("http", "grpc", "metrics")),
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
@@ -118,14 +109,14 @@ class ProductionServer(contextlib.AbstractContextManager):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the image's environment, the Deployment's, and what the wheel's server wants beside."""
+        """Return the Deployment's environment and what the wheel's server needs besides."""
         triton = find_triton()
-        given = self._image.environment | {
-            "MODEL_REPOSITORY": str(self._image.path("/opt/triton-face/model_repository")),
+        return {
+            "MODEL_REPOSITORY": str(self._repository),
             "LD_LIBRARY_PATH": library_folders(triton),
-        }
-        given["PATH"] = f"{triton / 'bin'}:{given['PATH']}"
-        return given | self._environment
+            # The stub asks the first python3 on PATH where its packages are.
+            "PATH": f"{triton / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        } | self._environment
 
     def get(self, path: str, port: int | None = None, headers: dict[str, str] | None = None) -> int:
         """Return the status that HTTP answers with."""

@@ -13,7 +13,6 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from deploy.local.server import PROJECT, STUB_MEMORY_BYTES, find_triton, library_folders
-from tests.deploy.dockerfile import Image
 from tests.deploy.production_server import ProductionServer
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient, ServiceUnavailableError
@@ -50,20 +49,20 @@ def test_every_option_is_known_to_a_real_server():
     assert options() <= known
 
 
-def test_a_real_server_takes_all_of_them(production: ProductionServer, image: Image):
+def test_a_real_server_takes_all_of_them(production: ProductionServer, repository: Path):
     """With every branch of the script; TLS has a test of its own."""
     log = production.log_path.read_text()
     for row in ("model_control_mode .*MODE_NONE", "strict_model_config .* 1 ", "strict_readiness .* 1 "):
         assert re.search(row, log), row
     assert re.search(r"exit_timeout .* 30 ", log)
-    with ProductionServer(image, {"MODEL_CONFIG_NAME": "cpu", "ADMIN_KEY": KEY}) as tuned:
+    with ProductionServer(repository, {"MODEL_CONFIG_NAME": "cpu", "ADMIN_KEY": KEY}) as tuned:
         assert re.search(r"model_config_name .* cpu ", tuned.log_path.read_text())
 
 
-def test_the_gpu_tunings_option_is_taken(image: Image):
+def test_the_gpu_tunings_option_is_taken(repository: Path):
     """The server stops at its models, which want a GPU, and not at its options."""
     with pytest.raises(RuntimeError) as caught:
-        ProductionServer(image, {"MODEL_CONFIG_NAME": "gpu"}).__enter__()
+        ProductionServer(repository, {"MODEL_CONFIG_NAME": "gpu"}).__enter__()
     assert "unrecognized" not in str(caught.value)
     assert "instance group" in str(caught.value)
 
@@ -77,14 +76,14 @@ def test_the_gpu_tunings_option_is_taken(image: Image):
         ({"TLS_FOLDER": "/nowhere"}, "no /nowhere/tls.crt"),
     ],
 )
-def test_a_wrong_environment_ends_it_at_once(image: Image, environment: dict[str, str], complaint: str):
-    server = ProductionServer(image, environment)
+def test_a_wrong_environment_ends_it_at_once(repository: Path, environment: dict[str, str], complaint: str):
+    server = ProductionServer(repository, environment)
     with pytest.raises(RuntimeError, match=complaint):
         server.__enter__()
 
 
 @pytest.mark.parametrize("what", CLOSED)
-def test_administration_wants_the_key(image: Image, production: ProductionServer, what: str):
+def test_administration_wants_the_key(repository: Path, production: ProductionServer, what: str):
     """Without a Secret nobody has it."""
     ask = CLOSED[what]
     with FaceFeatureClient(production.grpc_url) as client:
@@ -93,9 +92,9 @@ def test_administration_wants_the_key(image: Image, production: ProductionServer
                 ask(client.connection, headers)
 
 
-def test_the_secrets_key_opens(image: Image):
+def test_the_secrets_key_opens(repository: Path):
     with (
-        ProductionServer(image, {"ADMIN_KEY": KEY}) as server,
+        ProductionServer(repository, {"ADMIN_KEY": KEY}) as server,
         FaceFeatureClient(server.grpc_url) as client,
     ):
         headers = {"triton-grpc-protocol-admin-key": KEY}
@@ -107,7 +106,7 @@ def test_the_secrets_key_opens(image: Image):
             client.connection.unload_model("hog", headers=headers)
 
 
-def test_tls_wants_a_certificate_of_the_secrets_authority(image: Image, tmp_path: Path):
+def test_tls_wants_a_certificate_of_the_secrets_authority(repository: Path, tmp_path: Path):
     """The folder is what a kubernetes.io/tls Secret with a ca.crt mounts."""
     authority, stranger = trustme.CA(), trustme.CA()
     for name, ca in (("ours", authority), ("strangers", stranger)):
@@ -123,7 +122,7 @@ def test_tls_wants_a_certificate_of_the_secrets_authority(image: Image, tmp_path
         folder = tmp_path / name
         return Tls(folder / "ca.crt", folder / "tls.crt", folder / "tls.key", server_name="localhost")
 
-    with ProductionServer(image, {"TLS_FOLDER": str(tmp_path / "ours")}) as server:
+    with ProductionServer(repository, {"TLS_FOLDER": str(tmp_path / "ours")}) as server:
         with FaceFeatureClient(server.grpc_url, tls=tls("ours")) as client:
             assert client.features(frames, landmarks)["HOG"].shape == (2, 5408)
         for wrong in (None, tls("strangers")):
@@ -135,12 +134,12 @@ def test_tls_wants_a_certificate_of_the_secrets_authority(image: Image, tmp_path
         assert server.get("/v2/models/align_mask/ready") == 200, "the probe's port has no TLS"
 
 
-def test_connections_that_come_of_age_lose_nothing(image: Image):
+def test_connections_that_come_of_age_lose_nothing(repository: Path):
     """Every second here instead of every 30: callers go on with the same bits, on new connections."""
     frames, landmarks = photo_faces(40, 711)
     quick = ("--grpc-max-connection-age=1000", "--grpc-max-connection-age-grace=30000")
     with (
-        ProductionServer(image, options=quick) as server,
+        ProductionServer(repository, options=quick) as server,
         FaceFeatureClient(server.grpc_url, batch_size=4) as client,
     ):
         expected = client.features(frames, landmarks)["HOG"]
@@ -152,8 +151,8 @@ def test_connections_that_come_of_age_lose_nothing(image: Image):
         assert len(seen - before) >= 4
 
 
-def test_sigterm_ends_it_in_time(image: Image):
-    with ProductionServer(image) as server:
+def test_sigterm_ends_it_in_time(repository: Path):
+    with ProductionServer(repository) as server:
         os.kill(server.pid, 0)
         began = time.monotonic()
         assert server.stop() == 0

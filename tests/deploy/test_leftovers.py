@@ -1,0 +1,174 @@
+"""A killed server leaves shared memory behind; the next one that starts removes it, and only that."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.docker.shm_regions import RegionPrefix, remove_leftovers
+from deploy.local.server import STUB_MEMORY_BYTES
+from tests.small_disks import run_with_small
+
+KILLED_AGAIN_AND_AGAIN = """
+import json, os, signal, subprocess, sys, tempfile
+from pathlib import Path
+from deploy.docker.shm_regions import SHARED_MEMORY
+from deploy.local import LocalServer
+from deploy.local.supervisor import server_processes
+from tests.deploy.production_server import ProductionServer
+from tests.faces import photo_faces
+from tests.serve import read_until_ready, start, the_server
+from triton_face_client import FaceFeatureClient
+
+repository, kind, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+for name in ("triton_python_backend_shm_region_1", "triton_face_server_x.lock"):
+    (SHARED_MEMORY / name).touch()
+frames, landmarks = photo_faces(4, 760)
+
+def kill(*pids):
+    # All are stopped first, so that none sees another one die.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+
+def serve_and_kill():
+    if kind == "serve.sh":
+        with ProductionServer(repository) as server:
+            ask(server.grpc_url)
+            kill(*(process.pid for process in server_processes(server.pid)))
+    else:
+        process = start(repository)
+        ask(read_until_ready(process)["gRPC"])
+        kill(process.pid, *(one.pid for one in server_processes(the_server(process))))
+        process.communicate()
+
+def ask(url):
+    with FaceFeatureClient(url) as client:
+        assert client.features(frames, landmarks)["HOG"].shape == (4, 5408)
+
+left = []
+with LocalServer(repository, models=("pose_mlp",)) as second:
+    kept = {path.name for path in second.shared_memory()}
+    for _ in range(kills):
+        serve_and_kill()
+        used = sum(512 * path.stat().st_blocks for path in SHARED_MEMORY.iterdir() if path.name not in kept)
+        left.append(used)
+    assert {path.name for path in second.shared_memory()} == kept, "the living server's regions"
+    with FaceFeatureClient(second.grpc_url) as its_client:
+        assert its_client.pose(landmarks).shape == (4, 6)
+with LocalServer(repository, models=("pose_mlp",)):
+    pass
+files = sorted(path.name for path in SHARED_MEMORY.iterdir())
+folders = [path.name for path in Path(tempfile.gettempdir()).glob("triton-face-server-*")]
+print(json.dumps({"left": left, "files": files, "folders": folders}))
+"""
+
+
+@pytest.mark.parametrize(("kind", "kills"), [("serve.sh", 20), ("make serve", 5)])
+def test_a_server_that_is_killed_starts_every_time(repository: Path, tmp_path: Path, kind: str, kills: int):
+    """With room for one and a half servers in /dev/shm, beside a second server that lives."""
+    of_one, of_second = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
+    megabytes = int(1.5 * of_one + of_second) // 2**20
+    done = run_with_small(
+        "/dev/shm",
+        megabytes,
+        KILLED_AGAIN_AND_AGAIN,
+        str(repository),
+        kind,
+        str(kills),
+        timeout=600,
+        TMPDIR=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["left"]) == kills
+    assert all(of_one <= used < 1.2 * of_one for used in found["left"]), (
+        "each kill leaves one server's, no more"
+    )
+    # Nothing of a killed server; the files of other programs stay.
+    assert found["files"] == ["triton_face_server_x.lock", "triton_python_backend_shm_region_1"]
+    assert found["folders"] == []
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> RegionPrefix:
+    """Give the prefix of a server that died, with two regions."""
+    prefix = RegionPrefix(tmp_path)
+    for number in range(2):
+        (tmp_path / f"{prefix.name}{number}").write_bytes(b"region")
+    os.close(prefix.lock)
+    return prefix
+
+
+def test_what_a_dead_server_left_is_removed(dead: RegionPrefix, tmp_path: Path):
+    assert remove_leftovers(tmp_path) == [dead.name]
+    assert list(tmp_path.iterdir()) == []
+    assert remove_leftovers(tmp_path) == []
+
+
+def test_a_living_servers_regions_stay(dead: RegionPrefix, tmp_path: Path):
+    """A lock that only a child has open, as tritonserver has it, is enough."""
+    living = RegionPrefix(tmp_path)
+    region = tmp_path / f"{living.name}0"
+    region.touch()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(living.lock)
+    assert remove_leftovers(tmp_path) == [dead.name]
+    assert region in living.regions
+    os.write(writer, b"x")
+    os.waitpid(child, 0)
+    assert remove_leftovers(tmp_path) == [living.name]
+
+
+def test_an_interrupted_removal_is_completed(dead: RegionPrefix, tmp_path: Path):
+    dead.regions[0].unlink()
+    assert remove_leftovers(tmp_path) == [dead.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_made_stays(tmp_path: Path):
+    target = tmp_path / "target"
+    target.touch()
+    (tmp_path / "triton_face_server_0123456789ab.lock").symlink_to(target)
+    (tmp_path / "triton_face_server_0123456789ab_0").touch()
+    (tmp_path / "triton_face_server_short.lock").touch()
+    (tmp_path / "triton_face_server_aaaaaaaaaaaa_0").touch()
+    before = set(tmp_path.iterdir())
+    assert remove_leftovers(tmp_path) == []
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_another_users_leftovers_stay(dead: RegionPrefix, tmp_path: Path):
+    for path in tmp_path.iterdir():
+        os.chown(path, 12345, 12345)
+    assert remove_leftovers(tmp_path) == []
+    assert len(dead.regions) == 2
+
+
+def _reserve_and_die(folder: Path, count: int) -> None:
+    for _ in range(count):
+        remove_leftovers(folder)
+        prefix = RegionPrefix(folder)
+        (folder / f"{prefix.name}0").touch()
+        # Its own lock and region must be there for as long as it lives, whoever cleans up beside it.
+        assert len(prefix.regions) == 1
+        assert (folder / f"{prefix.name.removesuffix('_')}.lock").exists()
+        os.close(prefix.lock)
+
+
+def test_servers_that_start_at_once_never_take_each_other_for_dead(tmp_path: Path):
+    workers = [multiprocessing.Process(target=_reserve_and_die, args=(tmp_path, 300)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
