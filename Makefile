@@ -81,7 +81,7 @@ $(HOG_MODEL): export/hog.py export/hog_graph.py export/repository.py model_repos
 $(POSE_MODEL): | $(BIN)/.installed
 	$(BIN)/python -m export pose
 
-$(BIN)/.installed: requirements.txt constraints.txt client/pyproject.toml
+$(BIN)/.installed: requirements.txt requirements-export.txt requirements-serve.txt constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "make: $(PYTHON) is not Python 3.10, 3.11 or 3.12; name one with make PYTHON=python3.11"; exit 1; }
 	@echo "setting up $(VENV): torch alone is 200 MB or more, this takes some minutes the first time"

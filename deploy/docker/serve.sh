@@ -7,6 +7,13 @@
 #   MODEL_REPOSITORY   by default the image's
 set -eu
 
+# NVIDIA's entry point prepares the CUDA libraries for an older driver, then starts this script again.
+nvidia_entrypoint=/opt/nvidia/nvidia_entrypoint.sh
+if [ -x "$nvidia_entrypoint" ] && [ -z "${TRITON_FACE_ENTERED:-}" ]; then
+  export TRITON_FACE_ENTERED=1
+  exec "$nvidia_entrypoint" "$0" "$@"
+fi
+
 repository=${MODEL_REPOSITORY:-/opt/triton-face/model_repository}
 tuning=${MODEL_CONFIG_NAME:-}
 tls=${TLS_FOLDER:-}
@@ -26,11 +33,12 @@ if [ -n "$tuning" ]; then
   [ -f "$repository/align_mask/configs/$tuning.pbtxt" ] || stop "there is no tuning $tuning in $repository"
   set -- "--model-config-name=$tuning" "$@"
 fi
-if [ "$tuning" = gpu ]; then
-  # Full, the pool of 64 MB has given empty outputs with status OK. Three instances of hog with 128 faces each,
-  # in and out, are 66 MB.
-  set -- --cuda-memory-pool-byte-size=0:268435456 "$@"
-fi
+# The CUDA memory pool of each GPU; numbers without a GPU are ignored. When Triton's default of 64 MB is full,
+# outputs have come back empty with status OK. With the portable configs four instances of hog hold up to 128
+# faces each, input and output: 4 * 128 * (150,528 + 21,632) bytes = 88 MB. The rest is for align_mask's.
+for gpu in 0 1 2 3 4 5 6 7; do
+  set -- "--cuda-memory-pool-byte-size=$gpu:268435456" "$@"
+done
 if [ -n "$tls" ]; then
   for file in tls.crt tls.key ca.crt; do
     [ -r "$tls/$file" ] || stop "no $tls/$file: TLS_FOLDER needs tls.crt, tls.key and ca.crt"

@@ -18,9 +18,16 @@ import os
 import re
 import secrets
 import sys
+import time
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
+
+SCARCE_BYTES = 8 * 64 * 2**20
+"""Regions of eight stubs, as many as a server has where all models run in Python."""
+
+DYING_SECONDS = 3.0
+"""How long killed processes with gigabytes of memory may take to end."""
 
 LOCK_NAME = re.compile(r"triton_face_server_[0-9a-f]{12}\.lock")
 
@@ -71,26 +78,41 @@ class RegionPrefix:
 def remove_leftovers(folder: Path = SHARED_MEMORY) -> list[str]:
     """Remove the regions of servers of this user that are dead; return their prefixes.
 
-    Regions without a lock of ours, those of other users and those of living servers stay.
+    Regions without a lock of ours, those of other users and those of living servers stay. Where room is
+    scarce, wait a moment for servers that are locked: the kernel may be ending their last processes.
     """
     removed = []
-    for path in folder.iterdir():
-        if not LOCK_NAME.fullmatch(path.name):
-            continue
-        try:
-            if path.lstat().st_uid != os.geteuid():
-                continue
-            lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:  # removed meanwhile, a symbolic link, or of a mode that we did not give it
-            continue
-        try:
-            if _try_lock(lock):
-                prefix = path.name.removesuffix(".lock") + "_"
-                _remove(folder, prefix)
-                removed.append(prefix)
-        finally:
-            os.close(lock)
-    return removed
+    deadline = time.monotonic() + DYING_SECONDS
+    while True:
+        locks = [path for path in folder.iterdir() if LOCK_NAME.fullmatch(path.name)]
+        dead = [prefix for prefix in map(_remove_if_dead, locks) if prefix]
+        removed += dead
+        if len(dead) == len(locks) or _free_bytes(folder) >= SCARCE_BYTES or time.monotonic() > deadline:
+            return removed
+        time.sleep(0.05)
+
+
+def _remove_if_dead(path: Path) -> str | None:
+    """Remove the regions that belong to a lock if no process holds it; return their prefix."""
+    try:
+        if path.lstat().st_uid != os.geteuid():
+            return None
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # removed meanwhile, a symbolic link, or of a mode that we did not give it
+        return None
+    try:
+        if not _try_lock(lock):
+            return None
+        prefix = path.name.removesuffix(".lock") + "_"
+        _remove(path.parent, prefix)
+        return prefix
+    finally:
+        os.close(lock)
+
+
+def _free_bytes(folder: Path) -> int:
+    usage = os.statvfs(folder)
+    return usage.f_bavail * usage.f_frsize
 
 
 def _lock_path(folder: Path, prefix: str) -> Path:

@@ -12,7 +12,6 @@ from tritonclient.grpc import model_config_pb2
 
 from deploy.docker import probe
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT, STUB_MEMORY_BYTES
-from tests.deploy.dockerfile import PERF_DOCKERFILE
 from tests.deploy.kubernetes import KUSTOMIZATIONS, OVERLAYS, kubectls, objects, rendered
 
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -202,7 +201,7 @@ def test_the_load_generator_reaches_the_service():
     address = arguments[arguments.index("-u") + 1]
     assert address == "triton-face:8001"
     data = arguments[arguments.index("--input-data") + 1]
-    assert data in PERF_DOCKERFILE.read_text()
+    assert data in (PROJECT / "deploy" / "docker" / "perf_analyzer.Dockerfile").read_text()
 
 
 def test_no_file_is_left_out():
@@ -238,6 +237,13 @@ def test_who_may_reach_which_port():
     (scraped,) = objects("gpu")["PodMonitor", "triton-face"]["spec"]["podMetricsEndpoints"]
     assert scraped["port"] == "metrics"
     assert int(scraped["interval"].removesuffix("s")) <= 15, "four samples in the rules' shortest window"
+
+
+def test_nothing_goes_out_and_applying_twice_changes_nothing():
+    """The API server drops an empty list of rules: with one, each apply would report a change."""
+    spec = objects("gpu")["NetworkPolicy", "triton-face"]["spec"]
+    assert "Egress" in spec["policyTypes"]
+    assert "egress" not in spec
 
 
 def test_pods_come_and_go_a_few_at_a_time():

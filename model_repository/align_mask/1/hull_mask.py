@@ -25,8 +25,6 @@ try:
 except ImportError:
     convexHull = None  # noqa: N816 - OpenCV's own spelling
 
-from scipy.spatial import ConvexHull, QhullError
-
 JAW_ENDS = (0, 16)
 
 
@@ -74,6 +72,8 @@ def hull_masks(landmarks: np.ndarray, hulls: Sequence[np.ndarray], face_size: in
 def _hull_vertices(points: np.ndarray) -> np.ndarray:
     if convexHull is not None:
         return convexHull(points)[:, 0]
+    from scipy.spatial import ConvexHull, QhullError  # only here: the image has OpenCV and no SciPy
+
     try:
         return points[ConvexHull(points).vertices]
     except QhullError:
