@@ -1,6 +1,7 @@
 """`serve.sh`, the one place with the server's options, on a real tritonserver."""
 
 import contextlib
+import math
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from deploy.local.server import PROJECT, STUB_MEMORY_BYTES, find_triton, library_folders
@@ -57,6 +60,22 @@ def test_a_real_server_takes_all_of_them(production: ProductionServer, repositor
     assert re.search(r"exit_timeout .* 30 ", log)
     with ProductionServer(repository, {"MODEL_CONFIG_NAME": "cpu", "ADMIN_KEY": KEY}) as tuned:
         assert re.search(r"model_config_name .* cpu ", tuned.log_path.read_text())
+
+
+@pytest.mark.parametrize("profile", ["config.pbtxt", "configs/gpu.pbtxt"])
+def test_the_cuda_memory_pool_holds_every_instances_largest_batch(
+    production: ProductionServer, repository: Path, profile: str
+):
+    """Also with the portable configs, whose instances run on a GPU where there is one."""
+    sizes = re.findall(r"cuda_memory_pool_byte_size{\d}\s*\| (\d+)", production.log_path.read_text())
+    assert len(sizes) == 8
+    needed = 0
+    for model in ("hog", "pose_mlp"):
+        text = (repository / model / profile).read_text()
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+        row = sum(4 * math.prod(tensor.dims) for tensor in [*config.input, *config.output])
+        needed += config.instance_group[0].count * config.max_batch_size * row
+    assert all(int(size) > needed for size in sizes)
 
 
 def test_the_gpu_tunings_option_is_taken(repository: Path):
