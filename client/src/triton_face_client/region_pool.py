@@ -1,5 +1,6 @@
 """Pieces of memory that the server knows by name: one for each request in flight, used again and again."""
 
+import bisect
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class RegionPool(Generic[R]):
     def __init__(self, make: Callable[[int], R], forget: str) -> None:
         self._make = make
         self._forget = forget
-        self._free: list[R] = []
+        self._free: list[R] = []  # smallest first
         self._lost: list[Manage] = []
         self._lock = threading.Lock()
 
@@ -62,7 +63,8 @@ class RegionPool(Generic[R]):
             raise
         finally:
             if answered:
-                self._free.append(region)
+                with self._lock:
+                    bisect.insort(self._free, region, key=_size)
             else:
                 self._let_go(region)
 
@@ -81,7 +83,8 @@ class RegionPool(Generic[R]):
 
     def still_lost(self, forgetting: Manage) -> None:
         """Note that the server has kept a region for now."""
-        self._lost.append(forgetting)
+        with self._lock:
+            self._lost.append(forgetting)
 
     @property
     def has_lost(self) -> bool:
@@ -90,11 +93,9 @@ class RegionPool(Generic[R]):
 
     def _take(self, size: int) -> R | None:
         with self._lock:
-            self._free.sort(key=lambda region: region.size)
-            for region in self._free:
-                if region.size >= size:
-                    self._free.remove(region)
-                    return region
+            smallest = bisect.bisect_left(self._free, size, key=_size)
+            if smallest < len(self._free):
+                return self._free.pop(smallest)
             # A larger one takes the place of the smallest: requests that grow do not pile regions up.
             small = self._free.pop(0) if self._free else None
         if small is not None:
@@ -104,4 +105,9 @@ class RegionPool(Generic[R]):
     def _let_go(self, region: R) -> None:
         region.close()
         if region.was_announced:
-            self._lost.append(Manage(self._forget, {"name": region.name}))
+            with self._lock:
+                self._lost.append(Manage(self._forget, {"name": region.name}))
+
+
+def _size(region: NamedRegion) -> int:
+    return region.size
