@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import sysconfig
+import threading
 import time
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_a_taken_port_is_named(repository: Path):
     assert errors.startswith(f"serve: port {port} on {HOST} is taken")
     assert "GRPC_PORT" in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_a_port_that_is_about_to_be_free_is_waited_for(repository: Path):
+    """As when `make serve` is stopped and started at once."""
+    with socket.socket() as leaving:
+        leaving.bind((HOST, 0))
+        leaving.listen()
+        port = leaving.getsockname()[1]
+        threading.Timer(2.0, leaving.close).start()
+        with LocalServer(repository, Ports(grpc=port), models=("pose_mlp",)) as server:
+            assert server.ports.grpc == port
 
 
 def test_one_port_for_two_endpoints_is_named(repository: Path):

@@ -8,6 +8,7 @@ Runtime backend, in a folder that goes with the server.
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import http.client
 import importlib.util
 import json
@@ -56,6 +57,9 @@ START_SECONDS = 120.0
 
 STOP_SECONDS = 10
 """How long running requests may take to finish: as long as a queue lets them wait."""
+
+PORT_SECONDS = 5.0
+"""How long to wait for a port that another server may be about to leave."""
 
 KILL_SECONDS = 5.0
 """How long killed processes may take to go."""
@@ -439,23 +443,35 @@ def _environment(triton: Path) -> dict[str, str]:
 
 
 def claimed(ports: Ports) -> Ports:
-    """Replace each 0 by a free port and refuse a port that somebody listens on."""
+    """Replace each 0 by a free port and refuse a port that somebody listens on.
+
+    A server that is just stopping may still have the port: wait `PORT_SECONDS` for it.
+    """
     with contextlib.ExitStack() as stack:
         claimed = {}
+        deadline = time.monotonic() + PORT_SECONDS
         for field in dataclasses.fields(ports):
-            listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            wanted = getattr(ports, field.name)
-            try:
-                listener.bind((HOST, wanted))
-                listener.listen()
-            except OSError as error:
-                raise ServerError(
-                    f"port {wanted} on {HOST} is taken ({error.strerror}): set "
-                    f"{field.name.upper()}_PORT to a free one"
-                ) from error
+            listener = stack.enter_context(_listener(field.name, getattr(ports, field.name), deadline))
             claimed[field.name] = listener.getsockname()[1]
     return Ports(**claimed)
+
+
+def _listener(endpoint: str, port: int, deadline: float) -> socket.socket:
+    while True:
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, port))
+            listener.listen()
+            return listener
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise ServerError(
+                    f"port {port} on {HOST} is taken ({error.strerror}): set "
+                    f"{endpoint.upper()}_PORT to a free one"
+                ) from error
+        time.sleep(0.1)
 
 
 def _is_ready(http_port: int) -> bool:
