@@ -26,8 +26,8 @@ VALUE_TOLERANCE = 2e-4
 
 LEAST_EQUAL_VALUES = 0.95
 """Fraction of a face's values that must be within the tolerance on a GPU. A pixel on the frame's border may
-become fill, and rounding may move a pixel's gradient to the next orientation bin, which changes up to 128 of the
-5,408 features. Of two different faces far fewer values agree."""
+become fill, and rounding may move a pixel's gradient to the next orientation bin, which changes up to 128 of
+the 5,408 features. Of two different faces far fewer values agree."""
 
 
 def inexact_outputs(models_on_gpu: Set[str]) -> frozenset[str]:

@@ -66,7 +66,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             config.stash[FACTS] = examine(_named_target(config))
         except NotOurServerError as error:
-            raise pytest.UsageError(f"--server: {error}") from error
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -17,8 +17,10 @@ from triton_face_client import FaceFeatureClient
 
 HOG_TOLERANCE = 1e-5
 
-MOST_UNEQUAL_HOG = 0.03
-"""Fraction of faces whose HOG may differ: hard orientation bins, SPEC section 4."""
+MOST_UNEQUAL = {oracles.hog_by_definition: 0.03, oracles.hog_features: 0.15}
+"""Oracle -> fraction of faces whose HOG may differ by more. Orientation bins are hard (SPEC section 4): a
+gradient within rounding of a border may be counted in either bin. The definition rounds as py-feat does, and
+no face has differed from it on a CPU; scikit-image rounds otherwise, and 2 to 7 % have."""
 
 
 @pytest.mark.checks("Alignment, landmarks and masks equal the oracle's; aligned faces within 2e-4")
@@ -42,14 +44,15 @@ def test_align_mask_is_the_oracle(client: FaceFeatureClient, size: tuple[int, in
         )
 
 
-@pytest.mark.checks("HOG is scikit-image's of the masked faces, 97 % of them within 1e-5")
+@pytest.mark.checks("HOG is that of the masked faces, 97 % of them within 1e-5")
 def test_hog_is_that_of_the_masked_faces(client: FaceFeatureClient, assert_agree: AssertAgree):
     faces = by_frames(*photo_faces(60, 53))
     masked = infer(client, "align_mask", faces, ["MASKED_FACES"])
     features = infer(client, "hog", masked, ["HOG"])
-    expected = np.array([oracles.hog_features(face) for face in masked["MASKED_FACES"]])
-    beyond = np.abs(features["HOG"] - expected).max(axis=1) > HOG_TOLERANCE
-    assert beyond.mean() <= MOST_UNEQUAL_HOG, np.flatnonzero(beyond)
+    for oracle, most_unequal in MOST_UNEQUAL.items():
+        expected = np.array([oracle(face) for face in masked["MASKED_FACES"]])
+        beyond = np.abs(features["HOG"] - expected).max(axis=1) > HOG_TOLERANCE
+        assert beyond.mean() <= most_unequal, f"{oracle.__name__}: faces {np.flatnonzero(beyond)}"
     assert_agree(infer(client, "ensemble", faces, ["HOG"]), features)
 
 
