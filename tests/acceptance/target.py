@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -156,11 +156,6 @@ def by_frames(frames: np.ndarray, landmarks: np.ndarray) -> Tensors:
     """Return the inputs of `ensemble` and `align_mask`; uint8 frames go in as FRAMES_UINT8."""
     name = "FRAMES_UINT8" if frames.dtype == np.uint8 else "FRAMES"
     return {name: frames, "LANDMARKS": landmarks}
-
-
-def growth(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
-    """Return by how much each count grew, without those that did not."""
-    return {name: after[name] - before[name] for name in after if after[name] > before[name]}
 
 
 def _is_busy(error: InferenceServerException) -> bool:
