@@ -19,12 +19,20 @@ from deploy.local import LocalServer
 from deploy.local.server import HOST, PROJECT
 from export.pose import export_pose
 from tests import oracles
+from tests.acceptance import target
 from tests.acceptance.agreement import assert_agree
-from tests.acceptance.target import NotOurServerError, Target, by_frames, examine, faces_computed, wait_until
+from tests.acceptance.target import (
+    NotOurServerError,
+    Target,
+    by_frames,
+    examine,
+    faces_computed,
+    infer,
+    wait_until,
+)
 from tests.conftest import write_pose_checkpoint
 from tests.faces import photo_faces
 from tests.interface import ENSEMBLE_OUTPUTS
-from tests.raw import infer
 from triton_face_client import FaceFeatureClient, Tls
 from warp import warp
 
@@ -237,6 +245,24 @@ def test_a_server_without_the_models_is_named(repository: Path):
         pytest.raises(NotOurServerError, match="has no model align_mask ready: serve the project's"),
     ):
         examine(Target(server.grpc_url))
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_that_stops_answering_ends_the_run(monkeypatch: pytest.MonkeyPatch, listens: bool):
+    """One whose process is stopped still accepts connections; of one that has ended the port is closed."""
+    monkeypatch.setattr(target, "PATIENCE_SECONDS", 0.5)
+    with socket.socket() as endpoint:
+        endpoint.bind((HOST, 0))
+        if listens:
+            endpoint.listen()
+        address = f"{HOST}:{endpoint.getsockname()[1]}"
+        with (
+            Target(address).connect() as client,
+            pytest.raises(
+                pytest.exit.Exception, match=f"{address} did not accept and answer a request to hog"
+            ),
+        ):
+            infer(client, "hog", {"MASKED_FACES": np.zeros((1, 3, 112, 112), np.float32)}, ["HOG"])
 
 
 def test_agreement_on_a_gpu_allows_rounding_and_no_other_face():
