@@ -91,11 +91,13 @@ def test_frames_at_the_smallest_side_and_below(client: FaceFeatureClient, facts:
 
 
 @limits
-def test_frames_over_the_pixel_limit(client: FaceFeatureClient, facts: Facts):
+def test_frames_at_the_pixel_limit_and_beyond(client: FaceFeatureClient, facts: Facts):
     most = int(facts.parameters["max_frame_pixels"])
     width = math.isqrt(most)
     height = most // width + 1
     frames, (_, landmarks) = np.zeros((1, 3, height, width), np.uint8), photo_faces(1, 63)
+    largest = by_frames(frames[:, :, :-1], landmarks)
+    assert infer(client, "ensemble", largest, ["MASK"])["MASK"].any()
     message = refusal(client, "ensemble", by_frames(frames, landmarks), "HOG")
     assert f"face 0: frame over the pixel limit: {width}x{height} = {width * height} pixels" in message
 
