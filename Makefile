@@ -1,6 +1,7 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
+# make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
 # make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 7 minutes
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
@@ -31,7 +32,7 @@ PERF_IMAGE ?= triton-face-perf:0.1.0
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
-.PHONY: demo test lint serve models install parity bench chaos soak api-docs clean
+.PHONY: demo test accept lint serve models install parity bench chaos soak api-docs clean
 .PHONY: deploy-check image perf-image monitoring autoscaling
 
 demo: $(BIN)/.installed models
@@ -42,6 +43,12 @@ serve: $(BIN)/.installed models
 
 test: lint models $(DEBIAN)/.prometheus
 	$(BIN)/python -m pytest --ignore=tests/deploy
+
+accept: $(BIN)/.installed-test
+	@test -n "$(SERVER)" || { echo "make accept: SERVER=HOST:PORT names the gRPC endpoint of the server"; exit 1; }
+	$(BIN)/python -m pytest -q tests/acceptance --server $(SERVER) --pose-weights $(POSE_WEIGHTS) \
+	  $(if $(METRICS),--metrics $(METRICS)) $(if $(TLS_FOLDER),--tls-folder $(TLS_FOLDER)) \
+	  $(if $(TLS_NAME),--tls-name $(TLS_NAME))
 
 deploy-check: $(BIN)/.installed-test models $(DEBIAN)/.prometheus $(DEBIAN)/.kubectl
 	$(BIN)/python -m pytest -v tests/deploy

@@ -24,6 +24,26 @@ from triton_face_client import FaceFeatureClient
 sys.path.insert(0, str(DEFAULT_REPOSITORY / "align_mask" / "1"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/acceptance; only the conftest of the outermost folder may."""
+    group = parser.getgroup("acceptance", "acceptance tests of a running server (tests/acceptance)")
+    group.addoption("--server", metavar="HOST:PORT", help="gRPC endpoint of the server to test")
+    group.addoption(
+        "--metrics", metavar="HOST:PORT", help="its metrics endpoint; without, metrics are skipped"
+    )
+    group.addoption(
+        "--tls-folder", type=Path, metavar="DIR", help="ca.crt, tls.crt and tls.key for the server"
+    )
+    group.addoption("--tls-name", metavar="NAME", help="name in the server's certificate, if not HOST")
+    group.addoption(
+        "--pose-weights",
+        type=Path,
+        default=DEFAULT_CHECKPOINT,
+        metavar="FILE",
+        help="checkpoint of its pose model (.safetensors, .json beside it); none skips the comparison",
+    )
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a copy of the model repository with freshly built models."""

@@ -112,6 +112,32 @@ def orientation_bins(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
     return (degrees / 22.5).long().clamp(0, 7).numpy()
 
 
+def gradients(face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the float32 gradients of the strongest channel of a face ``[3, S, S]``."""
+    gx, gy = np.zeros_like(face), np.zeros_like(face)
+    gx[:, :, 1:-1] = face[:, :, 2:] - face[:, :, :-2]
+    gy[:, 1:-1] = face[:, 2:] - face[:, :-2]
+    strongest = np.sqrt(gx**2 + gy**2).argmax(axis=0)[None]
+    return np.take_along_axis(gx, strongest, 0)[0], np.take_along_axis(gy, strongest, 0)[0]
+
+
+def hog_by_definition(face: np.ndarray) -> np.ndarray:
+    """Return HOG ``[5408]`` of one face, by SPEC section 4: float64 sums, bins from float32 atan2."""
+    gx, gy = gradients(face)
+    magnitude = np.sqrt(gx**2 + gy**2).astype(np.float64)
+    bins = orientation_bins(gx, gy)
+    cells = np.zeros((14, 14, 8))
+    for k in range(8):
+        cells[..., k] = (magnitude * (bins == k)).reshape(14, 8, 14, 8).mean(axis=(1, 3))
+    blocks = np.zeros((13, 13, 2, 2, 8))
+    for row in range(13):
+        for column in range(13):
+            block = cells[row : row + 2, column : column + 2]
+            block = np.minimum(block / np.sqrt((block**2).sum() + 1e-10), 0.2)
+            blocks[row, column] = block / np.sqrt((block**2).sum() + 1e-10)
+    return blocks.ravel()
+
+
 class PoseNet(torch.nn.Module):
     """py-feat's pose MLP in either layout, with its input normalization and output statistics."""
 

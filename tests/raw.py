@@ -10,12 +10,17 @@ from triton_face_client import FaceFeatureClient
 
 
 def infer(
-    client: FaceFeatureClient, model: str, tensors: Mapping[str, np.ndarray], outputs: Sequence[str]
+    client: FaceFeatureClient,
+    model: str,
+    tensors: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    timeout: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Send one request; raise tritonclient's exception as it comes."""
+    """Send one request, which may take `timeout` seconds; raise tritonclient's exception as it comes."""
     inputs = [
         InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
         for name, values in tensors.items()
     ]
-    result = client.connection.infer(model, inputs, outputs=[InferRequestedOutput(name) for name in outputs])
+    requested = [InferRequestedOutput(name) for name in outputs]
+    result = client.connection.infer(model, inputs, outputs=requested, client_timeout=timeout)
     return {name: result.as_numpy(name) for name in outputs}

@@ -12,28 +12,7 @@ from deploy.local.demo import photograph
 from export.hog_graph import feature_length
 from export.repository import DEFAULT_REPOSITORY, read_config
 from settings import Settings, SettingsError
-
-FRAMES = ("FRAMES", "TYPE_FP32", [3, -1, -1])
-FRAMES_UINT8 = ("FRAMES_UINT8", "TYPE_UINT8", [3, -1, -1])
-LANDMARKS = ("LANDMARKS", "TYPE_FP32", [68, 2])
-MASKED_FACES = ("MASKED_FACES", "TYPE_FP32", [3, 112, 112])
-ALIGNED_FACES = ("ALIGNED_FACES", "TYPE_FP32", [3, 112, 112])
-ALIGNED_LANDMARKS = ("ALIGNED_LANDMARKS", "TYPE_INT64", [68, 2])
-AFFINE = ("AFFINE", "TYPE_FP32", [2, 3])
-MASK = ("MASK", "TYPE_BOOL", [112, 112])
-HOG = ("HOG", "TYPE_FP32", [5408])
-POSE = ("POSE", "TYPE_FP32", [6])
-LANDMARKS_OUT = ("LANDMARKS_OUT", "TYPE_FP32", [68, 2])
-
-INTERFACE = {
-    "align_mask": (
-        [FRAMES, FRAMES_UINT8, LANDMARKS],
-        [MASKED_FACES, ALIGNED_FACES, ALIGNED_LANDMARKS, AFFINE, MASK],
-    ),
-    "hog": ([MASKED_FACES], [HOG]),
-    "pose_mlp": ([LANDMARKS], [POSE, LANDMARKS_OUT]),
-    "ensemble": ([FRAMES, FRAMES_UINT8, LANDMARKS], [HOG, POSE, ALIGNED_LANDMARKS, AFFINE, MASK]),
-}
+from tests.interface import INTERFACE, MAX_BATCH_SIZE
 
 ONNX_TYPE = {"TYPE_FP32": onnx.TensorProto.FLOAT}
 
@@ -66,7 +45,7 @@ def test_backends():
 
 
 def test_all_models_batch_alike():
-    assert {config(name).max_batch_size for name in INTERFACE} == {128}
+    assert {config(name).max_batch_size for name in INTERFACE} == {MAX_BATCH_SIZE}
     for name in ("align_mask", "hog", "pose_mlp"):
         assert config(name).HasField("dynamic_batching")
 

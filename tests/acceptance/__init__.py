@@ -1,0 +1,1 @@
+"""Tests of any running server: `pytest tests/acceptance --server HOST:PORT`."""

@@ -1,0 +1,55 @@
+"""The table of what was checked, from pytest's own reports."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
+
+RESULTS = {"failed": "FAILED", "error": "FAILED", "passed": "passed", "skipped": "not checked"}
+"""pytest's outcome -> the table's, the gravest first."""
+
+
+def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_property: str) -> list[str]:
+    """Return the lines of the table.
+
+    Parameters
+    ----------
+    stats : mapping of str to sequence
+        Outcome -> reports, as pytest's terminal reporter keeps them.
+    rows : iterable of str
+        The rows in their order.
+    row_property : str
+        The user property of a test's report that holds its row.
+    """
+    counts: dict[str, Counter[str]] = {row: Counter() for row in rows}
+    reasons: dict[str, set[str]] = {row: set() for row in counts}
+    for outcome, result in RESULTS.items():
+        for report in stats.get(outcome, ()):
+            row = dict(getattr(report, "user_properties", ())).get(row_property)
+            if row in counts:
+                counts[row][result] += 1
+                reasons[row] |= _skip_reason(report)
+    width = max(map(len, counts), default=0)
+    return [f"{'checked':<{width}}  {'result':<11}  cases"] + [
+        f"{row:<{width}}  {_result(counts[row]):<11}  {_cases(counts[row])}{_because(reasons[row])}"
+        for row in counts
+    ]
+
+
+def _result(counts: Counter[str]) -> str:
+    """Return the gravest result of a row; a run that ended early has left some without one."""
+    return next((result for result in RESULTS.values() if counts[result]), "not checked")
+
+
+def _cases(counts: Counter[str]) -> str:
+    of_result = counts[_result(counts)]
+    return str(of_result) if of_result == counts.total() else f"{of_result} of {counts.total()}"
+
+
+def _because(reasons: set[str]) -> str:
+    return f" ({'; '.join(sorted(reasons))})" if reasons else ""
+
+
+def _skip_reason(report: pytest.TestReport) -> set[str]:
+    """Return why a test was skipped, of which pytest keeps (path, line, reason)."""
+    return {report.longrepr[2].removeprefix("Skipped: ")} if report.skipped else set()
