@@ -8,6 +8,7 @@ from google.protobuf import json_format
 from export.repository import DEFAULT_REPOSITORY, read_config
 from face_pipeline import process
 from settings import Settings
+from stage_clock import StageClock
 
 _WANTED = frozenset({"MASKED_FACES"})
 
@@ -30,7 +31,9 @@ class InProcess:
 
     def hog(self, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """Return HOG float32 ``[N, 5408]`` of frames ``[N, 3, H, W]`` and landmarks ``[N, 68, 2]``."""
-        faces = process(torch.from_numpy(frames), torch.from_numpy(landmarks), _WANTED, self.settings)
+        faces = process(
+            torch.from_numpy(frames), torch.from_numpy(landmarks), _WANTED, self.settings, StageClock()
+        )
         masked = faces.outputs["MASKED_FACES"].numpy()
         runs = range(0, len(masked), self.rows_per_run)
         features = [

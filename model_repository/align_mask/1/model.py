@@ -1,15 +1,14 @@
 """align_mask on Triton's Python backend: requests in, plain tensors through `face_pipeline`, responses out.
 
-Requests of one dynamic batch are put together by the type and size of their frames and computed in one
-pass each; a request with a faulty face is refused alone, as INVALID_ARGUMENT, and its neighbours are
-answered.
+Requests of one dynamic batch are grouped by the type and size of their frames, and each group is computed in
+one pass. A request with a faulty face is refused alone, as INVALID_ARGUMENT, and its neighbours are answered.
+When the pass over a group raises, each of its requests is computed alone, so that only the guilty fail.
 """
 
 import dataclasses
 import json
 import os
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,19 @@ MOST_NAMED_FACES = 8
 """How many faulty faces of a request its error spells out."""
 
 
+COMPUTE_ERRORS = (RuntimeError, MemoryError, ArithmeticError, LookupError, ValueError)
+"""What torch, NumPy and SciPy raise for the data they compute with; RuntimeError is torch's, also for CUDA.
+
+Anything else (TypeError, ImportError, ...) does not depend on a request's data and fails the batch at once.
+"""
+
+JOINED_PIXELS = 2**24
+"""Most pixels of requests that are computed in one pass: eight frames of 1920x1080, all crops of a batch.
+
+Joining copies the frames. It saves a pass's fixed cost, a few milliseconds; the copy of 128 such frames takes
+a second, in which the heartbeat stands still.
+"""
+
 FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
 """A request has one of them: float32 in [0, 1] or uint8, 0 to 255."""
 
@@ -44,7 +56,7 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class FaceRequest:
-    """One request's tensors: frames ``[N, 3, H, W]``, landmarks float32 ``[N, 68, 2]`` on the CPU."""
+    """One request's tensors: frames ``[N, 3, H, W]`` where they came, landmarks ``[N, 68, 2]`` on the CPU."""
 
     position: int
     frames: torch.Tensor
@@ -67,49 +79,92 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
-        with self.metrics.batch_under_way():
+        with self.metrics.batch_in_progress():
             responses, tally = self._answer(requests)
         self.metrics.add(tally)
         return responses
 
+    def is_ready(self) -> bool:
+        """Return whether this instance can compute; newer Triton versions ask, 2.51 does not."""
+        return not self.metrics.is_failing
+
     def finalize(self) -> None:
-        """End with every number told."""
+        """Flush the metrics."""
         self.metrics.close()
 
     def _answer(self, requests: list[Any]) -> tuple[list[Any], Tally]:
-        clock = StageClock()
+        """Answer what can be computed.
+
+        Raises
+        ------
+        Exception
+            One of `COMPUTE_ERRORS`, when no request is answered and one of them failed for another reason
+            than a lack of memory. Triton then fails the batch and counts its requests as failed.
+        """
+        clock = StageClock(self.metrics.progress)
         responses: list[Any] = [None] * len(requests)
-        with clock.stage("tensors"):
-            groups = self._groups(requests, responses)
+        errors: list[Exception] = []
         tally = Tally()
-        batch = 0
+        groups = self._groups(requests, responses, clock)
         for group in groups:
-            with clock.stage("tensors"):
-                frames = _joined([request.frames for request in group])
-                landmarks = _joined([request.landmarks for request in group])
-            wanted = frozenset().union(*(request.wanted for request in group))
-            faces = process(frames, landmarks, wanted, self.settings)
-            clock.seconds.update(faces.seconds)
-            tally.faults.update(reason(why) for why in faces.faults.values())
-            batch += len(frames)
-            with clock.stage("tensors"):
-                tally.answered += _respond(responses, group, faces)
+            errors += self._answer_group(group, responses, tally, clock)
+        broken = [error for error in errors if not _is_out_of_memory(error)]
+        if broken and not tally.answered:
+            raise broken[0]
+        batch = sum(len(request.frames) for group in groups for request in group)
         tally.batches += [batch] * bool(batch)
-        tally.refused_requests = sum(response.has_error() for response in responses)
+        tally.refused_requests = sum(response.has_error() for response in responses) - len(errors)
         tally.seconds.update(clock.seconds)
         return responses, tally
 
-    def _groups(self, requests: list[Any], responses: list[Any]) -> list[list[FaceRequest]]:
-        """Put together what can be computed in one pass; refuse what cannot be read, in `responses`."""
-        alike: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = defaultdict(list)
+    def _groups(
+        self, requests: list[Any], responses: list[Any], clock: StageClock
+    ) -> list[list[FaceRequest]]:
+        """Group what can be computed in one pass; refuse what cannot be read, in `responses`."""
+        groups: list[list[FaceRequest]] = []
+        open_groups: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = {}
         for position, request in enumerate(requests):
             try:
-                parsed = self._parse(position, request)
+                with clock.stage("tensors"):
+                    parsed = self._parse(position, request)
             except InputError as error:
                 responses[position] = _refused(str(error))
-            else:
-                alike[parsed.frames.dtype, parsed.frames.shape[1:]].append(parsed)
-        return list(alike.values())
+                continue
+            kind = parsed.frames.dtype, parsed.frames.shape[1:]
+            group = open_groups.get(kind)
+            if group is None or _pixels([*group, parsed]) > JOINED_PIXELS:
+                group = open_groups[kind] = []
+                groups.append(group)
+            group.append(parsed)
+        return groups
+
+    def _answer_group(
+        self, group: list[FaceRequest], responses: list[Any], tally: Tally, clock: StageClock
+    ) -> list[Exception]:
+        """Answer requests in one pass, or each alone if that raises; return the errors of those that fail."""
+        try:
+            faces = self._compute(group, clock)
+            answers = _answers(group, faces, clock)
+        except COMPUTE_ERRORS as error:
+            if len(group) == 1:
+                responses[group[0].position] = _failed(error)
+                # The traceback keeps the tensors of this pass; other requests need their memory.
+                return [error.with_traceback(None) if _is_out_of_memory(error) else error]
+        else:
+            tally.faults.update(reason(why) for why in faces.faults.values())
+            for request, answer in zip(group, answers, strict=True):
+                responses[request.position] = answer
+                tally.answered += 0 if answer.has_error() else len(request.frames)
+            return []
+        alone = [self._answer_group([request], responses, tally, clock) for request in group]
+        return [error for errors in alone for error in errors]
+
+    def _compute(self, group: list[FaceRequest], clock: StageClock) -> Faces:
+        with clock.stage("tensors"):
+            frames = _joined([request.frames.to(self.device) for request in group])
+            landmarks = _joined([request.landmarks for request in group])
+        wanted = frozenset().union(*(request.wanted for request in group))
+        return process(frames, landmarks, wanted, self.settings, clock)
 
     def _parse(self, position: int, request: Any) -> FaceRequest:
         frames = _frames(request)
@@ -119,7 +174,7 @@ class TritonPythonModel:
             raise InputError(fault)
         return FaceRequest(
             position=position,
-            frames=frames.to(self.device),
+            frames=frames,
             landmarks=_landmarks(request).cpu(),
             wanted=frozenset(request.requested_output_names()),
         )
@@ -162,18 +217,23 @@ def _tensor(tensor: Any) -> torch.Tensor:
     return torch.from_numpy(tensor.as_numpy()) if tensor.is_cpu() else torch.from_dlpack(tensor)
 
 
+def _pixels(group: list[FaceRequest]) -> int:
+    return sum(request.frames[:, 0].numel() for request in group)
+
+
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _respond(responses: list[Any], group: list[FaceRequest], faces: Faces) -> int:
-    """Put in the responses of a group that was computed together; return how many faces they answer."""
-    first = answered = 0
+def _answers(group: list[FaceRequest], faces: Faces, clock: StageClock) -> list[Any]:
+    """Return the responses of a group that was computed together."""
+    answers = []
+    first = 0
     for request in group:
-        response = responses[request.position] = _response(request, faces, first)
-        answered += 0 if response.has_error() else len(request.frames)
+        with clock.stage("tensors"):
+            answers.append(_response(request, faces, first))
         first += len(request.frames)
-    return answered
+    return answers
 
 
 def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
@@ -194,6 +254,19 @@ def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
 
 def _refused(message: str) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+
+
+def _failed(error: Exception) -> Any:
+    """Answer a request that could not be computed, and log why."""
+    short = _is_out_of_memory(error)
+    message = f"align_mask is out of memory, send fewer or smaller frames: {error}" if short else str(error)
+    pb_utils.Logger.log_error(f"align_mask: a request failed: {type(error).__name__}: {error}")
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed; on the CPU torch raises a RuntimeError with this text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _reasons(faults: Faults) -> str:
