@@ -136,6 +136,20 @@ def test_requests_are_joined_and_only_the_guilty_fail(connection: grpcclient.Inf
             np.testing.assert_array_equal(answer[:, 0], np.array(index) + 1)
 
 
+def test_a_batch_that_fails_counts_as_failed(connection: grpcclient.InferenceServerClient):
+    """As with the C++ backend, so that the liveness probe sees a model that fails every request."""
+
+    def failed() -> int:
+        return connection.get_inference_statistics("table").model_stats[0].inference_stats.fail.count
+
+    before = failed()
+    with pytest.raises(InferenceServerException, match="Gather"):
+        look_up(connection, [9], ["VALUE"])
+    assert failed() == before + 1
+    look_up(connection, [1], ["VALUE"])
+    assert failed() == before + 1
+
+
 def test_a_model_that_does_not_batch(connection: grpcclient.InferenceServerClient):
     """Its requests are run one by one, by both of its instances."""
 

@@ -23,7 +23,7 @@ from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
 from tests.faces import photo_faces
 from tests.raw import infer
 from tests.serve import read_until_ready, start, the_server
-from triton_face_client import FaceFeatureClient
+from triton_face_client import FaceFeatureClient, FaceServiceError
 
 BACK_SECONDS = 30
 
@@ -114,6 +114,37 @@ def test_a_stub_that_hangs_without_being_stopped_is_replaced(repository: Path, t
         np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
     process.terminate()
     process.communicate(timeout=60)
+
+
+def test_a_model_whose_batches_all_fail_is_replaced(repository: Path, tmp_path: Path):
+    """As after a sticky CUDA error: its processes live, and every face gets an error."""
+    models, broken = shutil.copytree(repository, tmp_path / "models"), tmp_path / "broken"
+    code = models / "align_mask" / "1" / "face_pipeline.py"
+    begins = '    with clock.stage("align"):\n        alignment'
+    raises = (
+        "    import pathlib\n"
+        f"    if pathlib.Path({str(broken)!r}).exists():\n"
+        "        raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+    )
+    assert code.read_text().count(begins) == 1
+    code.write_text(code.read_text().replace(begins, raises + begins))
+    process = start(models)
+    said = read_until_ready(process)
+    frames, landmarks = photo_faces(3, 376)
+    with FaceFeatureClient(said["gRPC"]) as client:
+        expected = client.features(frames, landmarks)
+        broken.touch()
+        start_of_it = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(FaceServiceError, match="illegal memory access"):
+                client.features(frames, landmarks)
+        assert re.match(r"serve: align_mask_0_\d has failed \d+ batches in a row", process.stderr.readline())
+        broken.unlink()
+        assert "ready again" in process.stderr.readline()
+        assert time.monotonic() - start_of_it < BACK_SECONDS
+        np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == ""
 
 
 def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):

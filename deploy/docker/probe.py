@@ -67,14 +67,17 @@ class Counters(NamedTuple):
     answered, failed : float
         Requests that the model answered and those that its backend failed. Rejected and cancelled requests
         never reached it.
+    waiting : float
+        Requests that wait for the model.
     failed_before : float
         `failed` when `answered` last changed.
     still_since : float
-        Time of the first look since which requests wait and none has ended, s of the monotonic clock.
+        Time of the first look since which requests have waited and none has ended, s of the monotonic clock.
     """
 
     answered: float
     failed: float
+    waiting: float
     failed_before: float
     still_since: float
 
@@ -151,13 +154,14 @@ def _troubles_of_other_models(metrics: str, memory: Memory) -> list[str]:
         before = memory.get(model)
         # Counters start again with the server, the clock with the machine.
         if before is None or answered + failed < before.answered + before.failed or now < before.still_since:
-            before = Counters(answered, failed, failed, now)
-        stands_still = waiting > 0 and (answered, failed) == (before.answered, before.failed)
+            before = Counters(answered, failed, 0, failed, now)
+        same = (answered, failed) == (before.answered, before.failed)
         memory[model] = after = Counters(
             answered,
             failed,
+            waiting,
             before.failed_before if answered == before.answered else failed,
-            before.still_since if stands_still else now,
+            before.still_since if same and waiting and before.waiting else now,
         )
         in_a_row, still = failed - after.failed_before, now - after.still_since
         if in_a_row >= FAILURES:

@@ -1,13 +1,15 @@
-"""Keeps a server answering: starts it again when one of its processes is gone, stopped or hangs.
+"""Keeps a server answering: restarts it when a process is gone, stopped or hangs, or a model keeps failing.
 
-Triton 2.51 does not start a Python model's process, a stub, again when it has died: every request that meets
-it fails while all readiness probes stay green. Here the processes are looked at every second, which sees one
-that died or was stopped, and a face is sent now and then, which sees one that hangs. A busy server is not a
+Triton 2.51 does not restart a Python model's process, a stub, that has died: every request that meets it
+fails while all readiness probes stay green. The supervisor looks at the processes every second, which shows
+one that died or was stopped. Every five seconds it sends a face, which shows one that hangs, and reads the
+metrics as a pod's liveness probe does, which shows a model that fails every request. A busy server is not a
 hung one: its stubs use CPU time, however long the face has to queue.
 """
 
 import collections
 import dataclasses
+import http.client
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from deploy.docker import probe
 from deploy.local.server import LocalServer, ServerError
 from triton_face_client.sample_faces import sample_faces
 from triton_face_client.transport import plain_input
@@ -24,6 +27,9 @@ LOOK_SECONDS = 1.0
 
 FACE_SECONDS = 5.0
 """Between two faces that are sent to see whether the server answers."""
+
+METRICS_SECONDS = 5.0
+"""Between two looks at the metrics; two in a row must show trouble, as for a pod's liveness probe."""
 
 HUNG_SECONDS = 10.0
 """A face without an answer for so long, while no stub uses CPU time, is a server that hangs."""
@@ -98,6 +104,7 @@ class Supervisor:
         self._face = _Face(self._server.grpc_url)
         self._cpu_seconds = 0.0
         self._idle_since = time.monotonic()
+        self._metrics = _Metrics(self._server.ports.metrics)
 
     def _restart(self, trouble: str) -> None:
         now = time.monotonic()
@@ -124,9 +131,8 @@ class Supervisor:
         for pid in stopped & self._stopped:
             return f"the process of {processes[pid].name} is stopped"
         self._stopped = stopped
-        return self._no_answer(
-            sum(process.cpu_seconds for process in processes.values() if process.name != SERVER)
-        )
+        cpu_seconds = sum(process.cpu_seconds for process in processes.values() if process.name != SERVER)
+        return self._no_answer(cpu_seconds) or self._metrics.look()
 
     def _no_answer(self, cpu_seconds: float) -> str | None:
         now = time.monotonic()
@@ -159,6 +165,34 @@ def server_processes(leader: int) -> list[Process]:
 def _name(command: list[str]) -> str | None:
     """Return the model whose stub a command line is: its first argument is MODEL/VERSION/FILE."""
     return Path(command[1]).parent.parent.name if command[0].endswith(STUB) else None
+
+
+class _Metrics:
+    """The server's metrics, read every few seconds."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._memory: probe.Memory = {}
+        self._was_in_trouble = False
+        self._looked = time.monotonic()
+
+    def look(self) -> str | None:
+        """Return what is wrong with a model, once two looks in a row show trouble, or None."""
+        now = time.monotonic()
+        if now - self._looked < METRICS_SECONDS:
+            return None
+        self._looked = now
+        try:
+            metrics = probe.get_metrics(self._port, now + probe.ANSWER_SECONDS)
+        except (
+            OSError,
+            ValueError,
+            http.client.HTTPException,
+        ):  # the face shows a server that does not answer
+            return None
+        found = probe.troubles(metrics, self._memory)
+        was_in_trouble, self._was_in_trouble = self._was_in_trouble, bool(found)
+        return "; ".join(found) if found and was_in_trouble else None
 
 
 class _Face:

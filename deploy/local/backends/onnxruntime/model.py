@@ -55,7 +55,14 @@ class TritonPythonModel:
         _check_tensors("output", self.config["output"], self.session.get_outputs(), path)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, those of one shape with one run of the model."""
+        """Answer every request, those of one shape with one run of the model.
+
+        Raises
+        ------
+        TritonModelException
+            When no request could be computed. As the C++ backend's, the requests then count as failed; an
+            error response of a Python model counts as a success in Triton 2.51.
+        """
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         batches = [self._inputs(request) for request in requests]
         for position, batch in enumerate(batches):
@@ -70,6 +77,8 @@ class TritonPythonModel:
             )
             for position, answer in zip(positions, answers, strict=True):
                 responses[position] = answer
+        if all(response.has_error() for response in responses):
+            raise pb_utils.TritonModelException(responses[0].error().message())
         return responses
 
     def _rows_per_run(self) -> int | None:
