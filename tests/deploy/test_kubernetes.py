@@ -221,9 +221,23 @@ def test_probes_are_asked_at_the_right_ports_and_patiently():
         assert probes[name]["httpGet"]["port"] == "http"
     start = probes["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] >= 180, "torch and CUDA from a cold disk"
-    assert probes["livenessProbe"]["timeoutSeconds"] > 2 * probe.ANSWER_SECONDS, "of its two requests"
+    assert probes["livenessProbe"]["timeoutSeconds"] >= probe.ANSWER_SECONDS + 1, "Python starts first"
     assert probes["livenessProbe"]["failureThreshold"] >= 2
     assert probes["readinessProbe"]["timeoutSeconds"] >= 2
+
+
+def test_a_dead_pod_is_noticed_and_replaced_in_time():
+    """Reckoned from the manifest; tests/deploy/test_probes.py measures the notice."""
+    liveness, start = container("gpu")["livenessProbe"], container("gpu")["startupProbe"]
+    looks = liveness["failureThreshold"] * liveness["periodSeconds"]
+    one_look = 1
+    noticed = {"stub": probe.STALE_SECONDS + looks + one_look, "server": looks + liveness["timeoutSeconds"]}
+    assert max(noticed.values()) < 20
+    # The kubelet gives SIGTERM 2 s when preStop has used up the grace; the server starts in 7 s.
+    replaced = (
+        max(noticed.values()) + liveness["terminationGracePeriodSeconds"] + 2 + 7 + start["periodSeconds"]
+    )
+    assert replaced <= 45
 
 
 def test_who_may_reach_which_port():
