@@ -1,4 +1,7 @@
-"""Every probe of the manifests on a real server: with its align_mask stubs alive, killed, stopped, hung."""
+"""Every probe of the manifests on a real server: well, busy, and with a process or a model in trouble.
+
+The tests play the kubelet, with the manifest's own periods and thresholds.
+"""
 
 import contextlib
 import os
@@ -6,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +19,25 @@ import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.reliability.overload import overload
+from deploy.docker import probe
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import server_processes
+from tests.deploy.kubelet import PROBE, Kubelet, look
 from tests.deploy.production_server import ProductionServer
 from tests.faces import photo_faces
 from tests.raw import infer
 from triton_face_client import FaceFeatureClient, Retry
 
 DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
-PROBE = PROJECT / "deploy" / "docker" / "probe.py"
 
-SEES_DEAD_STUBS = (2, 68)
-"""Triton's version since which a model is not ready when its stub has died: that of 26.04."""
+NOTICE_SECONDS = 20.0
+"""Within which the kubelet must give up a container that has to be replaced."""
+
+LATE_SECONDS = 3.0
+"""After a look; the second look from then finds a heartbeat just not stale, so the notice takes longest."""
+
+OVERLOAD_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +51,84 @@ def own(repository: Path) -> Iterator[ProductionServer]:
         yield server
 
 
-def probe(server: ProductionServer, stale_seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run the image's probe as the kubelet does, with another patience where a test has none."""
-    code = f"import sys; sys.path.insert(0, {str(PROBE.parent)!r}); import probe; "
-    code += f"probe.STALE_SECONDS = {stale_seconds}; sys.exit(probe.main())"
-    ports = {"HTTP_PORT": str(server.http_port), "METRICS_PORT": str(server.metrics_port)}
-    return subprocess.run(
-        [sys.executable, "-S", "-c", code], env=os.environ | ports, capture_output=True, text=True
+ALIGN_MASK = """
+    import pathlib, time
+    order = pathlib.Path(__file__).parent / "order"
+    order = order.read_text() if order.exists() else ""
+    if order == "hang":
+        time.sleep(600)
+    if order == "raise":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if order == "slow":
+        for _ in range(12):
+            with clock.stage("align"):
+                time.sleep(1)
+"""
+
+HOG = """
+import pathlib
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        order = pathlib.Path(__file__).parent / "order"
+        order = order.read_text() if order.exists() else ""
+        if order == "hang":
+            time.sleep(600)
+        if order == "raise":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        faces = [pb_utils.get_input_tensor_by_name(one, "MASKED_FACES").shape()[0] for one in requests]
+        hogs = [pb_utils.Tensor("HOG", np.zeros((count, 5408), np.float32)) for count in faces]
+        return [pb_utils.InferenceResponse([hog]) for hog in hogs]
+"""
+
+
+@pytest.fixture
+def obedient(repository: Path, tmp_path: Path) -> Path:
+    """Give a repository whose align_mask and hog raise, hang or are slow when told by `give_order`."""
+    models = shutil.copytree(repository, tmp_path / "obedient")
+    pipeline = models / "align_mask" / "1" / "face_pipeline.py"
+    begins = '    with clock.stage("align"):\n        alignment'
+    assert pipeline.read_text().count(begins) == 1
+    pipeline.write_text(pipeline.read_text().replace(begins, ALIGN_MASK + begins))
+    config = models / "hog" / "config.pbtxt"
+    config.write_text(
+        config.read_text().replace('"onnxruntime"', '"python"').replace("model.onnx", "model.py")
     )
+    (models / "hog" / "1" / "model.py").write_text(HOG)
+    return models
+
+
+def give_order(models: Path, model: str, order: str) -> None:
+    (models / model / "1" / "order").write_text(order)
+
+
+@contextlib.contextmanager
+def calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
+    """Have callers send faces, whatever becomes of them, until the end of the block."""
+    frames, landmarks = photo_faces(2, 741)
+    stopping = threading.Event()
+
+    def call() -> None:
+        with FaceFeatureClient(server.grpc_url, timeout=5, retry=Retry(seconds=0)) as client:
+            while not stopping.wait(0.1):
+                with contextlib.suppress(InferenceServerException):
+                    infer(client, "ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, ["HOG"])
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        os.kill(server.pid, signal.SIGKILL)  # else a hung model keeps the callers waiting
+        for thread in threads:
+            thread.join()
 
 
 def test_the_manifest_asks_what_is_tested_here(container: dict):
@@ -57,116 +138,160 @@ def test_the_manifest_asks_what_is_tested_here(container: dict):
     assert "ensemble" not in str([container[name] for name in container if name.endswith("Probe")])
 
 
-def test_alive(container: dict, production: ProductionServer):
+def test_alive(container: dict, production: ProductionServer, tmp_path: Path):
     for name in ("startupProbe", "readinessProbe"):
         assert production.get(container[name]["httpGet"]["path"]) == 200
-    # The script itself, as the manifest has it.
-    ports = {"HTTP_PORT": str(production.http_port), "METRICS_PORT": str(production.metrics_port)}
-    # As it is, and where a proxy is to be used for everything else.
-    for proxy in ({}, {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}):
-        command = [sys.executable, "-I", str(PROBE)]
-        done = subprocess.run(command, env=os.environ | ports | proxy, capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert look(production, tmp_path) is None
+    (memory,) = tmp_path.iterdir()
+    assert set(probe.load(memory)) == {"ensemble", "hog", "pose_mlp"}
+
+
+def test_where_a_proxy_is_to_be_used_for_everything_else(production: ProductionServer, tmp_path: Path):
+    environment = {
+        "HTTP_PORT": str(production.http_port),
+        "METRICS_PORT": str(production.metrics_port),
+        "TMPDIR": str(tmp_path),
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run([sys.executable, "-I", PROBE], env=os.environ | environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_memory_that_cannot_be_kept(production: ProductionServer, tmp_path: Path):
+    """The probe says so, and sees the rest."""
+    assert look(production, tmp_path) is None
+    (memory,) = tmp_path.iterdir()
+    memory.unlink()
+    memory.symlink_to("/etc/passwd")
+    said = look(production, tmp_path)
+    assert said.startswith("failures of other models than align_mask are not seen")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_stub_that_is_gone(container: dict, own: ProductionServer, end: signal.Signals):
+def test_a_stub_that_is_gone(container: dict, own: ProductionServer, end: signal.Signals, tmp_path: Path):
     stub = next(process for process in server_processes(own.pid) if process.name == "align_mask")
-    assert probe(own, stale_seconds=4).returncode == 0
-    os.kill(stub.pid, end)
-    wait_for_a_failure(own)
-    done = probe(own, stale_seconds=4)
-    assert done.returncode == 1
-    if end == signal.SIGKILL and version(own) >= SEES_DEAD_STUBS:
-        assert "400" in done.stdout
-        assert own.get(container["readinessProbe"]["httpGet"]["path"]) == 400
-    else:
-        # What no endpoint of Triton tells, the heartbeat does, and names the one of the two.
-        assert "no heartbeat of" in done.stdout
-        assert done.stdout.count("align_mask_0_") == 1
-        assert own.get(container["readinessProbe"]["httpGet"]["path"]) == 200
-    assert own.get("/v2/models/ensemble/ready") == 200, "why no probe asks the ensemble"
-    # It is the server that must be started again, and the kubelet's way of that works: SIGTERM, then SIGKILL.
+    with Kubelet(own, container["livenessProbe"], tmp_path) as kubelet:
+        time.sleep(LATE_SECONDS)
+        os.kill(stub.pid, end)
+        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
+    assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of the two"
+    assert "has made no progress" in kubelet.failures[-1]
+    # What no endpoint of Triton 2.51 shows.
+    assert own.get(container["readinessProbe"]["httpGet"]["path"]) == 200
+    assert own.get("/v2/models/ensemble/ready") == 200
     os.kill(own.pid, signal.SIGKILL)
-    assert probe(own).returncode == 1
+    assert "ConnectionRefusedError" in look(own, tmp_path)
 
 
-def test_a_stub_that_hangs_in_a_batch(repository: Path, tmp_path: Path):
-    """In its own code, while its other threads go on: the heartbeat stands where the batch began."""
-    hanging = shutil.copytree(repository, tmp_path / "hanging")
-    code = hanging / "align_mask" / "1" / "model.py"
-    begins = "        clock = StageClock()\n"
-    assert code.read_text().count(begins) == 1
-    code.write_text(code.read_text().replace(begins, f"        __import__('time').sleep(600)\n{begins}"))
-    with ProductionServer(hanging) as server:
-        time.sleep(5)
-        assert probe(server, stale_seconds=4).returncode == 0
-        subprocess.Popen([sys.executable, "-c", ONE_FACE, server.grpc_url], cwd=PROJECT)
-        wait_for_a_failure(server)
-        os.kill(server.pid, signal.SIGKILL)
+def test_a_server_that_is_stopped(container: dict, own: ProductionServer, tmp_path: Path):
+    with Kubelet(own, container["livenessProbe"], tmp_path) as kubelet:
+        time.sleep(LATE_SECONDS)
+        os.kill(own.pid, signal.SIGSTOP)
+        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
+    os.kill(own.pid, signal.SIGKILL)
+    assert "TimeoutError" in kubelet.failures[-1]
 
 
-ONE_FACE = """
-import sys
-from triton_face_client import FaceFeatureClient, Retry
-from triton_face_client.sample_faces import sample_faces
-FaceFeatureClient(sys.argv[1], timeout=10, retry=Retry(seconds=0)).align(*sample_faces(1))
-"""
+@pytest.mark.parametrize(
+    ("model", "order", "reason"),
+    [
+        # In its own code, while its other threads go on.
+        ("align_mask", "hang", "has made no progress"),
+        ("align_mask", "raise", "batches in a row"),
+        ("hog", "raise", "hog has failed"),
+        ("hog", "hang", "hog has ended no request"),
+    ],
+)
+def test_a_model_in_trouble(
+    container: dict, obedient: Path, tmp_path: Path, model: str, order: str, reason: str
+):
+    with (
+        ProductionServer(obedient) as server,
+        Kubelet(server, container["livenessProbe"], tmp_path) as kubelet,
+        calls(server),
+    ):
+        time.sleep(7)
+        assert kubelet.failures == []
+        give_order(obedient, model, order)
+        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
+    assert reason in kubelet.failures[-1]
 
 
-@pytest.mark.parametrize("what", ["answered", "refused", "failed"])
-def test_the_heart_beats_again_after_a_batch(production: ProductionServer, what: str):
-    """Whatever became of it: an idle pod must not be taken for one that hangs in its last batch."""
-    frames, landmarks = photo_faces(2, 740)
-    if what == "refused":
-        landmarks[0] = np.nan
-    with FaceFeatureClient(production.grpc_url, retry=Retry(seconds=0)) as client:
-        for _ in range(8):
-            with contextlib.suppress(InferenceServerException):
-                # Without frames the model finds nothing to compute.
-                tensors = {"LANDMARKS": landmarks} | ({} if what == "failed" else {"FRAMES": frames})
-                infer(client, "align_mask", tensors, ["MASK"])
-    time.sleep(6)
-    done = probe(production, stale_seconds=4)
-    assert done.returncode == 0, done.stdout
+def test_a_batch_that_takes_long_is_no_hang(container: dict, obedient: Path, tmp_path: Path):
+    """It takes longer than the threshold, which is for one step of it."""
+    give_order(obedient, "align_mask", "slow")
+    frames, landmarks = photo_faces(2, 742)
+    with (
+        ProductionServer(obedient) as server,
+        Kubelet(server, container["livenessProbe"], tmp_path) as kubelet,
+        FaceFeatureClient(server.grpc_url, timeout=60) as client,
+    ):
+        start = time.monotonic()
+        infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
+        assert time.monotonic() - start > probe.STALE_SECONDS + 2
+    assert kubelet.looks > 2
+    assert kubelet.failures == []
 
 
-def test_a_server_without_metrics_is_not_taken_for_a_live_one(repository: Path):
-    with ProductionServer(repository, options=("--allow-metrics=false",)) as server:
-        assert probe(server).returncode == 1
-
-
-def test_a_batch_that_takes_long_is_no_hang(production: ProductionServer):
-    """The probe's minute is many times what the largest request takes."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", LARGEST, production.grpc_url], cwd=PROJECT, check=True)
-    assert time.monotonic() - began < 60
-    assert probe(production).returncode == 0
+def test_the_largest_request_is_no_hang(container: dict, production: ProductionServer, tmp_path: Path):
+    """All pixels that a request may have, 800 MB, for both instances at once."""
+    with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
+        command = [sys.executable, "-c", LARGEST, production.grpc_url]
+        callers = [subprocess.Popen(command, cwd=PROJECT) for _ in range(2)]
+        assert [caller.wait(300) for caller in callers] == [0, 0]
+    assert kubelet.looks > 1
+    assert kubelet.failures == []
 
 
 LARGEST = """
 import sys
 import numpy as np
+from tests.raw import infer
 from triton_face_client import FaceFeatureClient
 from triton_face_client.sample_faces import sample_faces
-frames, landmarks = sample_faces(8)
-large = np.zeros((8, 3, 1080, 1920), np.uint8)
+frames, landmarks = sample_faces(128)
+large = np.zeros((128, 3, 1080, 1920), np.uint8)
 large[:, :, :112, :112] = frames
-with FaceFeatureClient(sys.argv[1]) as client:
-    client.features(large, landmarks)
+with FaceFeatureClient(sys.argv[1], timeout=250) as client:
+    infer(client, "ensemble", {"FRAMES_UINT8": large, "LANDMARKS": landmarks}, ["HOG", "POSE"])
 """
 
 
-def wait_for_a_failure(server: ProductionServer) -> None:
-    deadline = time.monotonic() + 30
-    while probe(server, stale_seconds=4).returncode == 0:
-        assert time.monotonic() < deadline, "the probe saw nothing"
-        time.sleep(0.5)
+def test_an_overloaded_server_is_not_taken_for_a_dead_one(
+    container: dict, production: ProductionServer, tmp_path: Path
+):
+    with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
+        report = overload(production, OVERLOAD_SECONDS)
+    assert report.statuses["UNAVAILABLE"] > report.accepted, "it was no overload"
+    assert kubelet.looks > OVERLOAD_SECONDS / container["livenessProbe"]["periodSeconds"]
+    assert kubelet.failures == []
 
 
-def version(server: ProductionServer) -> tuple[int, ...]:
-    """Return Triton's version, of its log."""
-    for line in server.log_path.read_text().splitlines():
-        if "server_version" in line:
-            return tuple(int(part) for part in line.split("|")[2].strip().split("."))
-    raise AssertionError("the log names no version")
+def test_callers_faults_are_no_failures(production: ProductionServer, tmp_path: Path):
+    """Wrong shapes, types and batch sizes, invalid faces; and the heart beats again after each batch."""
+    frames, landmarks = photo_faces(2, 740)
+    nowhere = np.full_like(landmarks, np.nan)
+    small, long = np.zeros((2, 3, 112, 50), np.float32), np.zeros((200, 3, 112, 112), np.float32)
+    assert look(production, tmp_path) is None
+    with FaceFeatureClient(production.grpc_url, retry=Retry(seconds=0)) as client:
+        for model, tensors, output in (
+            ("hog", {"MASKED_FACES": small}, "HOG"),
+            ("hog", {"MASKED_FACES": small.astype(np.float64)}, "HOG"),
+            ("hog", {"MASKED_FACES": long}, "HOG"),
+            ("pose_mlp", {"LANDMARKS": landmarks[:, :60]}, "POSE"),
+            ("align_mask", {"LANDMARKS": landmarks}, "MASK"),
+            ("align_mask", {"FRAMES": frames, "LANDMARKS": nowhere}, "MASK"),
+            ("ensemble", {"FRAMES": frames, "LANDMARKS": nowhere}, "HOG"),
+        ):
+            for _ in range(2 * probe.FAILURES):
+                with pytest.raises(InferenceServerException):
+                    infer(client, model, tensors, [output])
+        assert look(production, tmp_path) is None
+        infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
+    time.sleep(probe.STALE_SECONDS + 1)
+    assert look(production, tmp_path) is None
+
+
+def test_a_server_without_metrics_is_not_taken_for_a_live_one(repository: Path, tmp_path: Path):
+    with ProductionServer(repository, options=("--allow-metrics=false",)) as server:
+        assert "ConnectionRefusedError" in look(server, tmp_path)
