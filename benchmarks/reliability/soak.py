@@ -104,7 +104,7 @@ def leaking_repository(repository: Path, folder: Path, leak_bytes: int) -> Path:
     """Copy a repository, with an align_mask that keeps so many bytes of every dynamic batch for ever."""
     leaking = shutil.copytree(repository, folder / "leaking")
     code = leaking / "align_mask" / "1" / "model.py"
-    begins = "        clock = StageClock()\n"
+    begins = "        clock = StageClock(self.metrics.progress)\n"
     text = code.read_text()
     if text.count(begins) != 1:
         raise RuntimeError(f"{code} has changed: say here where a batch begins")
