@@ -34,6 +34,9 @@ DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
 NOTICE_SECONDS = 20.0
 """Within which the kubelet must give up a container that has to be replaced."""
 
+REPLACE_SECONDS = 45.0
+"""Within which another server must be ready in its place."""
+
 LATE_SECONDS = 3.0
 """After a look; the second look from then finds a heartbeat just not stale, so the notice takes longest."""
 
@@ -168,19 +171,30 @@ def test_a_memory_that_cannot_be_kept(production: ProductionServer, tmp_path: Pa
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_stub_that_is_gone(container: dict, own: ProductionServer, end: signal.Signals, tmp_path: Path):
-    stub = next(process for process in server_processes(own.pid) if process.name == "align_mask")
-    with Kubelet(own, container["livenessProbe"], tmp_path) as kubelet:
+def test_a_stub_that_is_gone(container: dict, repository: Path, end: signal.Signals, tmp_path: Path):
+    liveness = container["livenessProbe"]
+    with (
+        ProductionServer(repository) as server,
+        Kubelet(server, liveness, tmp_path) as kubelet,
+    ):
+        stub = next(process for process in server_processes(server.pid) if process.name == "align_mask")
         time.sleep(LATE_SECONDS)
         os.kill(stub.pid, end)
+        gone = time.monotonic()
         assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
-    assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of the two"
-    assert "has made no progress" in kubelet.failures[-1]
-    # What no endpoint of Triton 2.51 shows.
-    assert own.get(container["readinessProbe"]["httpGet"]["path"]) == 200
-    assert own.get("/v2/models/ensemble/ready") == 200
-    os.kill(own.pid, signal.SIGKILL)
-    assert "ConnectionRefusedError" in look(own, tmp_path)
+        assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of the two"
+        assert "has made no progress" in kubelet.failures[-1]
+        # What no endpoint of Triton 2.51 shows.
+        for model in ("align_mask", "ensemble"):
+            assert server.get(f"/v2/models/{model}/ready") == 200
+        # preStop uses up the grace, SIGTERM gets 2 s, then the kubelet kills all of the container.
+        time.sleep(liveness["terminationGracePeriodSeconds"] + 2)
+        os.killpg(server.pid, signal.SIGKILL)
+    assert "ConnectionRefusedError" in look(server, tmp_path)
+    with ProductionServer(repository) as server:
+        time.sleep(container["startupProbe"]["periodSeconds"])
+        assert time.monotonic() - gone < REPLACE_SECONDS
+        assert look(server, tmp_path) is None, "with the memory of the server before"
 
 
 def test_a_server_that_is_stopped(container: dict, own: ProductionServer, tmp_path: Path):
