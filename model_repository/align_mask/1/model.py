@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ class FaceRequest:
     frames: torch.Tensor
     landmarks: torch.Tensor
     wanted: frozenset[str]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all its frames."""
+        faces, _, height, width = self.frames.shape
+        return faces * height * width
 
 
 class TritonPythonModel:
@@ -123,6 +130,7 @@ class TritonPythonModel:
         """Group what can be computed in one pass; refuse what cannot be read, in `responses`."""
         groups: list[list[FaceRequest]] = []
         open_groups: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = {}
+        pixels: Counter[tuple[torch.dtype, torch.Size]] = Counter()
         for position, request in enumerate(requests):
             try:
                 with clock.stage("tensors"):
@@ -131,11 +139,12 @@ class TritonPythonModel:
                 responses[position] = _refused(str(error))
                 continue
             kind = parsed.frames.dtype, parsed.frames.shape[1:]
-            group = open_groups.get(kind)
-            if group is None or _pixels([*group, parsed]) > JOINED_PIXELS:
-                group = open_groups[kind] = []
-                groups.append(group)
-            group.append(parsed)
+            pixels[kind] += parsed.pixels
+            if kind not in open_groups or pixels[kind] > JOINED_PIXELS:
+                pixels[kind] = parsed.pixels
+                open_groups[kind] = []
+                groups.append(open_groups[kind])
+            open_groups[kind].append(parsed)
         return groups
 
     def _answer_group(
@@ -215,10 +224,6 @@ def _landmarks(request: Any) -> torch.Tensor:
 def _tensor(tensor: Any) -> torch.Tensor:
     """Take a tensor without copying it, from the CPU or the GPU; the tensor object itself speaks DLPack."""
     return torch.from_numpy(tensor.as_numpy()) if tensor.is_cpu() else torch.from_dlpack(tensor)
-
-
-def _pixels(group: list[FaceRequest]) -> int:
-    return sum(request.frames[:, 0].numel() for request in group)
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
