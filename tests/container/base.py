@@ -1,5 +1,6 @@
 """Assembles the stand-in for NVIDIA's tritonserver image that base.Dockerfile describes, and builds on it."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -102,9 +103,8 @@ def _lay_out_triton(target: Path) -> None:
     shutil.copytree(triton / "backends/python", target / "backends/python", ignore=without_bytecode)
     stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     shutil.copy2(stub, target / "backends/python")
-    pins = (PROJECT / "requirements.txt").read_text()
-    runtime = re.search(r"^onnxruntime==\S+$", pins, re.MULTILINE)[0]
-    (target / "backends/onnxruntime/requirements.txt").write_text(f"{runtime}\n")
+    runtime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}\n"
+    (target / "backends/onnxruntime/requirements.txt").write_text(runtime)
     for path in _everything(target):
         path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
