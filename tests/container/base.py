@@ -40,7 +40,16 @@ def build_base(engine: Engine, say: Say) -> str:
     shutil.copy2(HERE / "nvidia_entrypoint.sh", context)
     name = f"{BASE}:{triton_version()}"
     say("building the base image")
-    command = ["buildah", "build", *pip_settings(), "--file", HERE / "base.Dockerfile", "--tag", name, context]
+    command = [
+        "buildah",
+        "build",
+        *pip_settings(),
+        "--file",
+        HERE / "base.Dockerfile",
+        "--tag",
+        name,
+        context,
+    ]
     engine.run(*command, log=_new_log("base"))
     return engine.inspect_image(name)["Digest"]
 
@@ -64,7 +73,7 @@ def build_images(engine: Engine, digest: str, say: Say) -> None:
 
 
 def pip_settings() -> list[str]:
-    """Return options of buildah that give pip in the build this machine's settings, and leave none in the image.
+    """Return options of buildah that give this machine's pip settings to the build, and not to the image.
 
     Settings that name a file or folder of this machine have it mounted at the same place, an index (`file://`)
     with its parent folder, where its links point.
@@ -74,7 +83,9 @@ def pip_settings() -> list[str]:
     path = FOLDER / "pip.conf"
     path.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
     words = {word for value in settings.values() for word in value.split()}
-    indices = {str(Path(word.removeprefix("file://")).parent) for word in words if word.startswith("file:///")}
+    indices = {
+        str(Path(word.removeprefix("file://")).parent) for word in words if word.startswith("file:///")
+    }
     mounted = sorted(indices | {word for word in words if word.startswith("/") and Path(word).exists()})
     return [f"--volume={path}:/etc/pip.conf:ro", *(f"--volume={name}:{name}:ro" for name in mounted)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from deploy.local.server import HOST, PROJECT, Ports
+from deploy.local.server import HOST, PROJECT, Ports, claimed
 from deploy.local.supervisor import Process, server_processes
 from tests.container.base import IMAGE
 from tests.container.engine import ROOM, Engine
@@ -164,8 +164,10 @@ class Container(contextlib.AbstractContextManager):
 
     def __enter__(self) -> "Container":
         """Start it; it need not be ready yet."""
+        # gRPC would share a taken port with its other listener, without an error.
+        claimed(self.ports)
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
-        # The network is that of this process: `enter_private_network`. The tests run the health check themselves.
+        # The host's network is this process's own; the tests run the health check themselves.
         options = ["--network=host", "--health-interval=disable", *self._confinement, *settings]
         self.name = self._engine.podman("run", "--detach", *options, IMAGE, *self._arguments)
         return self
@@ -256,3 +258,14 @@ class Container(contextlib.AbstractContextManager):
 
     def _inspect(self, field: str) -> str:
         return self._engine.podman("container", "inspect", "--format", f"{{{{.{field}}}}}", self.name)
+
+
+def probe(server: Container) -> subprocess.CompletedProcess[str]:
+    """Run the liveness probe as the manifests have it."""
+    return server.execute(*pod()["containers"][0]["livenessProbe"]["exec"]["command"])
+
+
+def assert_probes(server: Container, healthy: bool) -> None:
+    """Assert what the liveness probe and the image's health check say."""
+    for done in (probe(server), server.check_health()):
+        assert done.returncode == (0 if healthy else 1), done

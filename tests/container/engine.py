@@ -50,14 +50,17 @@ def why_not() -> str | None:
     """Return why this machine cannot run containers with Debian's engine, or None."""
     if os.geteuid() != 0:
         return "containers need root"
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    missing = [program for program in PROGRAMS if shutil.which(program, path=_system_path()) is None]
     if missing:
         return f"no {', '.join(missing)}: the container engine and the base image come from Debian's packages"
     if debian_mirror() is None:
         return "apt-get has no archive of Debian: the base image is made from Debian's packages"
     namespaces = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True)
     return namespaces.stderr.strip() or None
+
+
+def _system_path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @functools.cache
@@ -74,7 +77,7 @@ def debian_mirror() -> str | None:
 
 
 def enter_private_network() -> None:
-    """Leave the machine's network: from here on this process and its children have a loopback of their own."""
+    """Leave the machine's network: this process and its children then have a loopback of their own."""
     _unshare(CLONE_NEWNET)
     with socket.socket() as any_socket:
         loopback_up = struct.pack("16sh22x", b"lo", IFF_UP)  # struct ifreq
@@ -101,7 +104,9 @@ class Engine:
             subprocess.run([FETCH, self._unpacked, *PACKAGES], check=True)
         self._mount()
         self.environment = os.environ | {
-            "PATH": f"{self._unpacked}/usr/bin:{self._unpacked}/usr/sbin:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": ":".join(
+                [*(f"{self._unpacked}/usr/{folder}" for folder in ("bin", "sbin")), _system_path()]
+            ),
             "HOME": str(self._home()),
             "CONTAINERS_CONF": str(self._settings()),
             "CONTAINERS_STORAGE_CONF": str(self._storage()),
@@ -140,9 +145,7 @@ class Engine:
             raise EngineError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{said[-3000:]}")
         return done.stdout or ""
 
-    def attempt(
-        self, *command: str | Path, log: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *command: str | Path, log: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command that may fail."""
         if log is None:
             return subprocess.run(command, env=self.environment, cwd=PROJECT, capture_output=True, text=True)
