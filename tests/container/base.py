@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local.server import PROJECT, STANDIN_BACKENDS, find_triton
-from tests.container.engine import FOLDER, Engine, debian_mirror
+from tests.container.engine import FOLDER, Engine, Say, debian_mirror
 
 BASE = "localhost/tritonserver"
 IMAGE = "localhost/triton-face-features:check"
@@ -20,8 +20,6 @@ RELEASE, PYTHON = "bookworm", "3.11"
 DEBIAN_PACKAGES = ("python3", "python3-pip", "python3-venv", f"libpython{PYTHON}", "ca-certificates")
 
 HERE = Path(__file__).resolve().parent
-
-Say = Callable[[str], None]
 
 
 def triton_version() -> str:

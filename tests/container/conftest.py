@@ -1,12 +1,13 @@
 """The engine, the image and one running container of it."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from tests.container.base import Say, build_base, build_images
+from tests.container.base import build_base, build_images
 from tests.container.container import Container, SharedMemory, pod_options
-from tests.container.engine import Engine, enter_private_network, why_not
+from tests.container.engine import Engine, Say, enter_private_network, why_not
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +30,9 @@ def engine(say: Say) -> Iterator[Engine]:
     reason = why_not()
     if reason:
         pytest.skip(f"make container-check cannot run here: {reason}")
-    say("unpacking the container engine where it is missing")
-    running = Engine()
+    # `timeout` sends SIGTERM; as a Ctrl-C it lets the fixtures remove their containers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running = Engine(say)
     build_images(running, build_base(running, say), say)
     enter_private_network()
     yield running

@@ -38,19 +38,22 @@ def compose_service() -> dict:
     return yaml.safe_load(COMPOSE.read_text())["services"]["triton-face"]
 
 
-def pod_options(shared_memory: Path) -> list[str]:
+def pod_options(shared_memory: Path, temporary: Path | None = None) -> list[str]:
     """Return podman's options for the confinement of the manifests' pod.
 
     Parameters
     ----------
     shared_memory : Path
         Its volume /dev/shm, which outlives the container as Kubernetes' emptyDir does.
+    temporary : Path, optional
+        Its volume /tmp; by default a new tmpfs.
     """
     (container,) = pod()["containers"]
     security = container["securityContext"]
     user = pod()["securityContext"]
     assert security["readOnlyRootFilesystem"]
     assert not security["allowPrivilegeEscalation"]
+    new_tmpfs = f"--tmpfs=/tmp:size={_engine_size(_volume_size('temporary'))}"
     return [
         f"--user={user['runAsUser']}:{user['runAsGroup']}",
         # podman would mount further folders that can be written to, beside /tmp.
@@ -58,7 +61,7 @@ def pod_options(shared_memory: Path) -> list[str]:
         "--security-opt=no-new-privileges",
         *(f"--cap-drop={name}" for name in security["capabilities"]["drop"]),
         f"--memory={_engine_size(container['resources']['limits']['memory'])}",
-        f"--tmpfs=/tmp:size={_engine_size(_volume_size('temporary'))}",
+        f"--volume={temporary}:/tmp" if temporary else new_tmpfs,
         f"--volume={shared_memory}:/dev/shm",
     ]
 

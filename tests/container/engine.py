@@ -15,6 +15,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from deploy.local.server import PROJECT
@@ -40,6 +41,9 @@ PROGRAMS = ("apt-get", "dpkg-deb", "wget", "unshare", "mount", "ldconfig")
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+Say = Callable[[str], None]
 
 
 class EngineError(RuntimeError):
@@ -92,15 +96,21 @@ def _unshare(namespace: int) -> None:
 class Engine:
     """Fetch the engine where it is missing, and put this process into a mount namespace where it works.
 
+    Parameters
+    ----------
+    say : callable of str
+        Shows a line.
+
     Attributes
     ----------
     environment : dict of str to str
         Environment of the engine's commands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say) -> None:
         self._unpacked = FOLDER / "engine"
         if not (self._unpacked / "usr/bin/podman").exists():
+            say("unpacking Debian's podman and buildah")
             subprocess.run([FETCH, self._unpacked, *PACKAGES], check=True)
         self._mount()
         self.environment = os.environ | {

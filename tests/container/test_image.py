@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
-from tests.container.base import BASE, IMAGE, PERF_IMAGE, Say, triton_version
-from tests.container.engine import Engine
+from tests.container.base import BASE, IMAGE, PERF_IMAGE, triton_version
+from tests.container.engine import Engine, Say
 
 SERVED = Path("opt/triton-face")
 DOCKERFILES = PROJECT / "deploy" / "docker"

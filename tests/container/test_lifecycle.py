@@ -15,7 +15,6 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from deploy.local.server import PROJECT, Ports
-from tests.container.base import Say
 from tests.container.container import (
     Container,
     SharedMemory,
@@ -26,7 +25,7 @@ from tests.container.container import (
     pod_options,
     probe,
 )
-from tests.container.engine import Engine
+from tests.container.engine import Engine, Say
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
 
@@ -186,33 +185,41 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def test_it_starts_again_after_each_sigkill(engine: Engine, say: Say):
-    """In the same /dev/shm, which has room for one and a half servers beside a second one that lives."""
+    """With the same /tmp and a /dev/shm with room for one and a half servers beside a living neighbour."""
     settings = {"HTTP_PORT": str(NEIGHBOUR_PORTS.http), "METRICS_PORT": str(NEIGHBOUR_PORTS.metrics)}
     options = tuple(f"--{name}-port={port}" for name, port in dataclasses.asdict(NEIGHBOUR_PORTS).items())
-    with SharedMemory("2g") as memory:
-        confinement = pod_options(memory.folder)
-        with Container(engine, confinement, settings, options, NEIGHBOUR_PORTS) as neighbour:
+    with SharedMemory("2g") as memory, SharedMemory("256m") as temporary:
+        confinement = pod_options(memory.folder, temporary.folder)
+        with Container(engine, pod_options(memory.folder), settings, options, NEIGHBOUR_PORTS) as neighbour:
             neighbour.wait_until_ready()
             regions, of_one = memory.files(), memory.used()
             memory.resize(of_one + 3 * of_one // 2)
             say(f"a server uses {of_one / 2**20:.0f} MB; /dev/shm has {2.5 * of_one / 2**20:.0f} MB")
-            for number in range(KILLS):
-                with Container(engine, confinement) as server:
-                    if number % 2:  # in the middle of its start
-                        wait_until(lambda: memory.used() > 3 * of_one // 2)
-                    else:
-                        assert_answers(server.wait_until_ready())
-                    server.send("KILL")
-                    assert server.wait() == 137
-                assert memory.used() > of_one, "a killed server leaves regions, or this test proves nothing"
+            kill_again_and_again(engine, confinement, memory)
             with Container(engine, confinement) as server:
                 assert_answers(server.wait_until_ready())
                 assert memory.used() == 2 * of_one, sorted(memory.files())
                 assert regions < memory.files(), "the living neighbour's regions"
+                assert len(temporary.files()) <= 1, "folders of killed servers in /tmp"
                 assert_probes(neighbour, healthy=True)
                 assert_answers(neighbour)
                 server.send("TERM")
                 assert server.wait() == 0
+
+
+def kill_again_and_again(engine: Engine, confinement: list[str], memory: SharedMemory) -> None:
+    """Start a server and kill all its processes: once when it is ready, once in the middle of its start."""
+    others = memory.used()
+    for number in range(KILLS):
+        before = memory.files()
+        with Container(engine, confinement) as server:
+            if number % 2:
+                wait_until(lambda before=before: len(memory.files() - before) > 3)
+            else:
+                assert_answers(server.wait_until_ready())
+            server.send("KILL")
+            assert server.wait() == 137
+        assert memory.used() > others, "a killed server leaves regions, or this test proves nothing"
 
 
 def assert_answers(server: Container) -> None:
@@ -229,6 +236,7 @@ def assert_answers(server: Container) -> None:
         ({"ADMIN_KEY": "with,a-comma-and-long-enough"}, "ADMIN_KEY"),
         ({"TLS_FOLDER": "/nowhere"}, "/nowhere/tls.crt"),
     ],
+    ids=["profile", "short key", "key with a comma", "no certificate"],
 )
 def test_a_wrong_environment_ends_it_at_once(
     engine: Engine, confinement: list[str], environment: dict[str, str], complaint: str

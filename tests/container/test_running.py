@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from deploy.local.server import PROJECT
-from tests.container.base import Say
 from tests.container.container import Container, SharedMemory, assert_probes, pod
-from tests.container.engine import FOLDER
+from tests.container.engine import FOLDER, Say
 
 
 def test_rights_of_every_process(container: Container):
