@@ -62,14 +62,14 @@ def test_shared_memory_is_as_large_as_the_manifests_say(container: Container):
 
 def test_acceptance(container: Container, say: Say):
     """Every answer against the oracles, by the tests that an operator runs as `make accept`."""
-    command = [sys.executable, "-m", "pytest", "tests/acceptance", "-q", f"--server={container.grpc_url}"]
     log = FOLDER / "acceptance.log"
-    say(f"see {log.relative_to(PROJECT)}")
+    say(f"all acceptance tests, half a minute; see {log.relative_to(PROJECT)}")
+    servers = [f"--server={container.grpc_url}", f"--metrics={container.metrics_url}"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/acceptance", *servers]
     with log.open("w") as file:
-        done = subprocess.run(
-            [*command, f"--metrics={container.metrics_url}"], cwd=PROJECT, stdout=file, stderr=file
-        )
+        done = subprocess.run(command, cwd=PROJECT, stdout=file, stderr=file)
     assert done.returncode == 0, log.read_text()[-3000:]
+    say(log.read_text().splitlines()[-1])
 
 
 def test_probes_of_a_live_server(container: Container):
