@@ -36,6 +36,9 @@ PACKAGES = (
 ROOM = Path("/media")
 """Mount point of the engine's storage and state. A short path: a Unix socket's path has at most 107 bytes."""
 
+LAYER_CACHE = Path("/var/lib/containers/cache")
+"""No setting moves this folder. Empty, it stays on the machine, and so does /run/runc."""
+
 PROGRAMS = ("apt-get", "dpkg-deb", "wget", "unshare", "mount", "ldconfig")
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
@@ -189,6 +192,8 @@ class Engine:
             ["mount", "-t", "tmpfs", "tmpfs", ROOM],
             ["mkdir", ROOM / "storage", ROOM / "state"],
             ["mount", "--bind", storage, ROOM / "storage"],
+            ["mkdir", "-p", LAYER_CACHE],
+            ["mount", "-t", "tmpfs", "tmpfs", LAYER_CACHE],
         ):
             subprocess.run(command, check=True)
 
