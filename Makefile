@@ -3,6 +3,7 @@
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
 # make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 7 minutes
+# make container-check  build the image on a stand-in for NVIDIA's and run it, 12 minutes; wants root and Debian's apt-get
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels
@@ -33,7 +34,7 @@ TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
 .PHONY: demo test accept lint serve models install parity bench chaos soak api-docs clean
-.PHONY: deploy-check image perf-image monitoring autoscaling
+.PHONY: deploy-check container-check image perf-image monitoring autoscaling
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -42,7 +43,7 @@ serve: $(BIN)/.installed models
 	@exec $(BIN)/python -m deploy.local
 
 test: lint models $(DEBIAN)/.prometheus
-	$(BIN)/python -m pytest --ignore=tests/deploy
+	$(BIN)/python -m pytest --ignore=tests/deploy --ignore=tests/container
 
 accept: $(BIN)/.installed-test
 	@test -n "$(SERVER)" || { echo "make accept: SERVER=HOST:PORT names the gRPC endpoint of the server"; exit 1; }
@@ -52,6 +53,9 @@ accept: $(BIN)/.installed-test
 
 deploy-check: $(BIN)/.installed-test models $(DEBIAN)/.prometheus $(DEBIAN)/.kubectl
 	$(BIN)/python -m pytest -v tests/deploy
+
+container-check: $(BIN)/.installed-test
+	$(BIN)/python -m pytest -v tests/container
 
 image:
 	@test -n "$(TRITON_IMAGE)" -a -n "$(TRITON_DIGEST)" || { echo "make image: TRITON_IMAGE=NAME and \

@@ -1,0 +1,1 @@
+"""The project's image on a stand-in for NVIDIA's, run by a real container engine: `make container-check`."""

@@ -1,0 +1,129 @@
+"""Assembles the stand-in for NVIDIA's tritonserver image that base.Dockerfile describes, and builds on it."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.local.server import PROJECT, STANDIN_BACKENDS, find_triton
+from tests.container.engine import FOLDER, Engine, Say, debian_mirror
+
+BASE = "localhost/tritonserver"
+IMAGE = "localhost/triton-face-features:check"
+PERF_IMAGE = "localhost/triton-face-perf:check"
+
+RELEASE, PYTHON = "bookworm", "3.11"
+DEBIAN_PACKAGES = ("python3", "python3-pip", "python3-venv", f"libpython{PYTHON}", "ca-certificates")
+
+HERE = Path(__file__).resolve().parent
+
+
+def triton_version() -> str:
+    """Return the tag that the Makefile asks of the base."""
+    return re.search(r"^TRITON_VERSION \?= (\S+)", (PROJECT / "Makefile").read_text(), re.MULTILINE)[1]
+
+
+def build_base(engine: Engine, say: Say) -> str:
+    """Build the base where its parts have changed; return its digest."""
+    context = FOLDER / "base"
+    context.mkdir(parents=True, exist_ok=True)
+    if not (context / "debian.tar").exists():
+        say(f"unpacking Debian's {RELEASE} for the base image, a minute")
+        _make_debian(engine, context / "debian.tar")
+    _lay_out_triton(context / "tritonserver")
+    shutil.copy2(HERE / "nvidia_entrypoint.sh", context)
+    name = f"{BASE}:{triton_version()}"
+    say("building the base image")
+    command = [
+        "buildah",
+        "build",
+        *pip_settings(),
+        "--file",
+        HERE / "base.Dockerfile",
+        "--tag",
+        name,
+        context,
+    ]
+    engine.run(*command, log=_new_log("base"))
+    return engine.inspect_image(name)["Digest"]
+
+
+def build_images(engine: Engine, digest: str, say: Say) -> None:
+    """Run `make image` and `make perf-image` as an operator does, with buildah in the place of Docker."""
+    engine.podman("tag", f"{BASE}:{triton_version()}", f"{BASE}:{triton_version()}-sdk")
+    commands = FOLDER / "bin"
+    commands.mkdir(exist_ok=True)
+    docker = commands / "docker"
+    docker.write_text(f'#!/bin/sh\nshift\nexec buildah build {" ".join(pip_settings())} "$@"\n')
+    docker.chmod(0o755)
+    make = ["env", f"PATH={commands}:{engine.environment['PATH']}", "make"]
+    log = _new_log("image")
+    say(f"make image: five minutes where no layer is cached; see {log.relative_to(PROJECT)}")
+    given = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}", f"IMAGE={IMAGE}"]
+    engine.run(*make, "image", *given, log=log)
+    say("make perf-image")
+    given = [f"TRITON_IMAGE={BASE}", f"TRITON_SDK_DIGEST={digest}", f"PERF_IMAGE={PERF_IMAGE}"]
+    engine.run(*make, "perf-image", *given, log=_new_log("perf-image"))
+
+
+def pip_settings() -> list[str]:
+    """Return options of buildah that give this machine's pip settings to the build, and not to the image.
+
+    Settings that name a file or folder of this machine have it mounted at the same place, an index (`file://`)
+    with its parent folder, where its links point.
+    """
+    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
+    settings = dict(re.findall(r"^\S+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
+    path = FOLDER / "pip.conf"
+    path.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
+    words = {word for value in settings.values() for word in value.split()}
+    indices = {
+        str(Path(word.removeprefix("file://")).parent) for word in words if word.startswith("file:///")
+    }
+    mounted = sorted(indices | {word for word in words if word.startswith("/") and Path(word).exists()})
+    return [f"--volume={path}:/etc/pip.conf:ro", *(f"--volume={name}:{name}:ro" for name in mounted)]
+
+
+def _make_debian(engine: Engine, archive: Path) -> None:
+    folder = FOLDER / "debian"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(DEBIAN_PACKAGES)}", RELEASE, folder]
+    engine.run(*command, debian_mirror(), log=_new_log("debootstrap"))
+    unfinished = archive.with_suffix(".part")
+    without = ["./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*", "./var/log/*"]
+    command = ["tar", "--numeric-owner", *(f"--exclude={one}" for one in without), "-C", folder]
+    engine.run(*command, "-cf", unfinished, ".")
+    unfinished.rename(archive)
+    shutil.rmtree(folder)
+
+
+def _lay_out_triton(target: Path) -> None:
+    """Copy the wheel's server to where NVIDIA's image has it, with the project's backend for ONNX Runtime."""
+    shutil.rmtree(target, ignore_errors=True)
+    triton = find_triton()
+    shutil.copytree(triton / "bin", target / "bin")
+    shutil.copytree(triton.parent.parent / "nvidia_pytriton.libs", target / "lib")
+    without_bytecode = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(STANDIN_BACKENDS, target / "backends", ignore=without_bytecode)
+    shutil.copytree(triton / "backends/python", target / "backends/python", ignore=without_bytecode)
+    stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    shutil.copy2(stub, target / "backends/python")
+    runtime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}\n"
+    (target / "backends/onnxruntime/requirements.txt").write_text(runtime)
+    for path in _everything(target):
+        path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.rglob("*")
+
+
+def _new_log(name: str) -> Path:
+    path = FOLDER / f"{name}.log"
+    path.write_bytes(b"")
+    return path

@@ -1,0 +1,52 @@
+"""The engine, the image and one running container of it."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.container.base import build_base, build_images
+from tests.container.container import Container, SharedMemory, pod_options
+from tests.container.engine import Engine, Say, enter_private_network, why_not
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Say:
+    """Give a function that shows a line at once, whatever pytest captures."""
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line("")
+            reporter.write(f"    {line} ", flush=True)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def engine(say: Say) -> Iterator[Engine]:
+    """Give the engine with the images built. From here on this process is in namespaces of its own."""
+    reason = why_not()
+    if reason:
+        pytest.skip(f"make container-check cannot run here: {reason}")
+    # `timeout` sends SIGTERM; as a Ctrl-C it lets the fixtures remove their containers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running = Engine(say)
+    build_images(running, build_base(running, say), say)
+    enter_private_network()
+    yield running
+    running.podman("rm", "--all", "--force", "--time=0")
+
+
+@pytest.fixture(scope="session")
+def shared_memory(engine: Engine) -> Iterator[SharedMemory]:
+    with SharedMemory() as mounted:
+        yield mounted
+
+
+@pytest.fixture(scope="module")
+def container(engine: Engine, shared_memory: SharedMemory) -> Iterator[Container]:
+    """Give a ready server, confined as in the manifests, for tests that leave it as it is."""
+    with Container(engine, pod_options(shared_memory.folder)) as running:
+        yield running.wait_until_ready()

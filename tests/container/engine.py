@@ -1,0 +1,238 @@
+"""Debian's podman and buildah, unpacked into a folder: nothing is installed on the machine.
+
+The engine runs in a mount namespace of its own, where it finds its libraries and keeps its state, and the
+containers run in a network namespace of its own, where Triton's default ports are free. Both namespaces, and
+with them every mount, end with the process that entered them.
+"""
+
+import ctypes
+import fcntl
+import functools
+import json
+import os
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.local.server import PROJECT
+
+FOLDER = PROJECT / "build" / "container"
+"""Keeps the unpacked engine, the images and their layers between runs."""
+
+FETCH = PROJECT / "tests" / "tools" / "fetch_debian_packages.sh"
+
+PACKAGES = (
+    *("podman", "buildah", "runc", "conmon", "debootstrap"),
+    # Default settings, the seccomp profile and the policy that allows local images.
+    *("golang-github-containers-common", "golang-github-containers-image"),
+    # Libraries that a small Debian lacks.
+    *("libgpgme11", "libassuan0", "libsubid4", "libdevmapper1.02.1", "libseccomp2", "libglib2.0-0"),
+)
+
+ROOM = Path("/media")
+"""Mount point of the engine's storage and state. A short path: a Unix socket's path has at most 107 bytes."""
+
+LAYER_CACHE = Path("/var/lib/containers/cache")
+"""No setting moves this folder. Empty, it stays on the machine, and so does /run/runc."""
+
+PROGRAMS = ("apt-get", "dpkg-deb", "wget", "unshare", "mount", "ldconfig")
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+Say = Callable[[str], None]
+
+
+class EngineError(RuntimeError):
+    """A command of the engine failed; the message has the command and the end of its output."""
+
+
+def why_not() -> str | None:
+    """Return why this machine cannot run containers with Debian's engine, or None."""
+    if os.geteuid() != 0:
+        return "containers need root"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=_system_path()) is None]
+    if missing:
+        return f"no {', '.join(missing)}: the container engine and the base image come from Debian's packages"
+    if debian_mirror() is None:
+        return "apt-get has no archive of Debian: the base image is made from Debian's packages"
+    namespaces = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True)
+    return namespaces.stderr.strip() or None
+
+
+def _system_path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+@functools.cache
+def debian_mirror() -> str | None:
+    """Return the address of Debian's main archive that apt-get uses on this machine, or None."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    addresses = [line.split()[2] for line in listed.stdout.splitlines() if line.startswith("Debian Debian ")]
+    return addresses[0] if addresses else None
+
+
+def enter_private_network() -> None:
+    """Leave the machine's network: this process and its children then have a loopback of their own."""
+    _unshare(CLONE_NEWNET)
+    with socket.socket() as any_socket:
+        loopback_up = struct.pack("16sh22x", b"lo", IFF_UP)  # struct ifreq
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, loopback_up)
+
+
+def _unshare(namespace: int) -> None:
+    if _LIBC.unshare(namespace) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+class Engine:
+    """Fetch the engine where it is missing, and put this process into a mount namespace where it works.
+
+    Parameters
+    ----------
+    say : callable of str
+        Shows a line.
+
+    Attributes
+    ----------
+    environment : dict of str to str
+        Environment of the engine's commands.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._unpacked = FOLDER / "engine"
+        if not (self._unpacked / "usr/bin/podman").exists():
+            say("unpacking Debian's podman and buildah")
+            subprocess.run([FETCH, self._unpacked, *PACKAGES], check=True)
+        self._mount()
+        self.environment = os.environ | {
+            "PATH": ":".join(
+                [*(f"{self._unpacked}/usr/{folder}" for folder in ("bin", "sbin")), _system_path()]
+            ),
+            "HOME": str(self._home()),
+            "CONTAINERS_CONF": str(self._settings()),
+            "CONTAINERS_STORAGE_CONF": str(self._storage()),
+            "CONTAINERS_REGISTRIES_CONF": f"{self._unpacked}/etc/containers/registries.conf",
+            "BUILDAH_ISOLATION": "chroot",
+            # OCI's own format of an image has no health check.
+            "BUILDAH_FORMAT": "docker",
+            "BUILDAH_LAYERS": "true",
+            "DEBOOTSTRAP_DIR": f"{self._unpacked}/usr/share/debootstrap",
+        }
+        self.podman("rm", "--all", "--force")  # of a run that was killed
+
+    def run(self, *command: str | Path, log: Path | None = None) -> str:
+        """Run a command in the engine's environment.
+
+        Parameters
+        ----------
+        *command : str or Path
+            The program and its arguments.
+        log : Path, optional
+            A file for everything the command says.
+
+        Returns
+        -------
+        str
+            Its standard output, empty with a `log`.
+
+        Raises
+        ------
+        EngineError
+            Its exit status is not 0.
+        """
+        done = self.attempt(*command, log=log)
+        if done.returncode != 0:
+            said = log.read_text() if log else done.stdout + done.stderr
+            raise EngineError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{said[-3000:]}")
+        return done.stdout or ""
+
+    def attempt(self, *command: str | Path, log: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command that may fail."""
+        if log is None:
+            return subprocess.run(command, env=self.environment, cwd=PROJECT, capture_output=True, text=True)
+        with log.open("ab") as file:
+            return subprocess.run(
+                command, env=self.environment, cwd=PROJECT, stdout=file, stderr=file, text=True
+            )
+
+    def podman(self, *arguments: str | Path) -> str:
+        """Run podman; return its standard output without the last newline."""
+        return self.run("podman", "--log-level=fatal", *arguments).rstrip("\n")
+
+    def inspect_image(self, image: str) -> dict:
+        """Return what the engine knows of an image."""
+        return json.loads(self.podman("image", "inspect", image))[0]
+
+    def _mount(self) -> None:
+        storage = FOLDER / "storage"
+        storage.mkdir(parents=True, exist_ok=True)
+        cache = FOLDER / "ld.so.cache"
+        libraries = [self._unpacked / place for place in ("usr/lib", "lib")]
+        folders = [path for place in libraries for path in place.glob("*-linux-gnu")]
+        settings = FOLDER / "ld.so.conf"
+        settings.write_text("\n".join(["include /etc/ld.so.conf", *map(str, folders), ""]))
+        _unshare(CLONE_NEWNS)
+        # Not LD_LIBRARY_PATH: programs that the engine starts do not inherit it.
+        for command in (
+            ["mount", "--make-rprivate", "/"],
+            ["ldconfig", "-X", "-f", settings, "-C", cache],
+            ["mount", "--bind", cache, "/etc/ld.so.cache"],
+            ["mount", "-t", "tmpfs", "tmpfs", ROOM],
+            ["mkdir", ROOM / "storage", ROOM / "state"],
+            ["mount", "--bind", storage, ROOM / "storage"],
+            ["mkdir", "-p", LAYER_CACHE],
+            ["mount", "-t", "tmpfs", "tmpfs", LAYER_CACHE],
+        ):
+            subprocess.run(command, check=True)
+
+    def _home(self) -> Path:
+        home = FOLDER / "home"
+        folder = home / ".config/containers"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self._unpacked / "etc/containers/policy.json", folder)
+        return home
+
+    def _settings(self) -> Path:
+        # podman's own defaults are higher than a process without CAP_SYS_RESOURCE may ask for.
+        _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        ulimits = [f"nofile=1024:{open_files}", "nproc=10000:10000"]
+        path = FOLDER / "containers.conf"
+        path.write_text(
+            f"""[containers]
+default_ulimits = {json.dumps(ulimits)}
+seccomp_profile = "{self._unpacked}/usr/share/containers/seccomp.json"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+runtime = "runc"
+conmon_path = ["{self._unpacked}/usr/bin/conmon"]
+tmp_dir = "{ROOM}/state/libpod"
+[engine.runtimes]
+runc = ["{self._unpacked}/usr/sbin/runc"]
+"""
+        )
+        return path
+
+    def _storage(self) -> Path:
+        path = FOLDER / "storage.conf"
+        path.write_text(
+            f"""[storage]
+driver = "overlay"
+graphroot = "{ROOM}/storage"
+runroot = "{ROOM}/state/storage"
+"""
+        )
+        return path
