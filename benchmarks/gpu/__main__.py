@@ -1,10 +1,11 @@
-"""`make gpu-check`: what must be known of a machine with a GPU, in one command that needs no package registry.
+"""`make gpu-check`: checks and measurements on a machine with a GPU that may reach no package registry.
 
-`pack` writes the missing wheels in pieces on a machine that has pip and a registry; `--wheels DIR` installs
-them on the other. Results are written after every step.
+`pack` writes the missing wheels in pieces on a machine that reaches one; `--wheels DIR` installs them on the
+other. Results are written after every step.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -17,24 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.page import is_good, page, summary
-from benchmarks.gpu.wheels import (
-    PROJECT,
-    WheelsError,
-    environment,
-    install,
-    installed_python,
-    pack,
-)
+from benchmarks.gpu.wheels import PROJECT, WheelsError, environment, install, library_path, pack
 
 WORK = PROJECT / "build" / "gpu"
 """Where `--wheels` installs."""
 
-RESULTS = PROJECT / "benchmarks" / "results"
+RESULTS = {"cuda": PROJECT / "benchmarks" / "results", "cpu": PROJECT / "build" / "gpu-dry-run"}
+"""Device -> where to write."""
 
 QUICK = {"versions": 60, "providers": 90, "parity": 120, "serving": 150, "pool": 150}
 """Step -> seconds that it may take; the gravest faults show here."""
 
-FULL = QUICK | {"borders": 90, "peer": 120, "speed": 300, "shares": 60, "handover": 240, "memory": 150}
+FULL = QUICK | {"borders": 90, "peer": 120, "speed": 300, "shares": 60, "handover": 300, "memory": 150}
 
 END_SECONDS = 20
 """For a step that exceeds its time to stop its server."""
@@ -50,34 +45,38 @@ def main() -> int:
             return 0
         if arguments.wheels:
             print(f"installing the wheels of {arguments.wheels} into {WORK}", flush=True)
-            install(arguments.wheels, WORK)
+            python = install(arguments.wheels, WORK)
+            os.execve(python, _command(python, arguments), environment(WORK))
     except (WheelsError, OSError) as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 1
-    python = installed_python(WORK)
-    if python.exists() and Path(sys.executable) != python:
-        os.execve(python, _command(python, arguments), environment(WORK))
     return _check(arguments)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="install the pieces that lie in this folder"
-    )
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="install the pieces of this folder")
     parser.add_argument("--quick", action="store_true", help="two minutes: the gravest faults")
-    parser.add_argument("--steps", help="only these, with commas between them", metavar="NAMES")
+    parser.add_argument("--steps", help="only these, separated by commas", metavar="NAMES")
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
         default="cuda",
         help="cpu: a dry run of every step with tiny counts (default: %(default)s)",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where to write; steps that an earlier run wrote there stay (default: benchmarks/results, of a "
+        "dry run build/gpu-dry-run)",
+    )
     packing = parser.add_subparsers(dest="command").add_parser("pack", help="write the wheels in pieces")
     packing.add_argument("--into", type=Path, required=True, metavar="DIR", help="an empty or new folder")
     packing.add_argument("--piece-megabytes", type=float, default=60, help="largest piece (default: 60)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.results = arguments.results or RESULTS[arguments.device]
+    return arguments
 
 
 def _command(python: Path, arguments: argparse.Namespace) -> list[str]:
@@ -95,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(
-            f"gpu-check: torch {torch.__version__} finds no GPU; nothing was written (--device cpu: a dry run)",
+            f"gpu-check: torch {torch.__version__} finds no GPU, nothing was written; --device cpu: dry run",
             file=sys.stderr,
         )
         return 1
@@ -108,13 +107,8 @@ def _check(arguments: argparse.Namespace) -> int:
         )
         return 1
     size = "tiny" if arguments.device == "cpu" else "quick" if arguments.quick else "full"
-    result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "device": arguments.device,
-        "gpu": torch.cuda.get_device_name(0) if arguments.device == "cuda" else None,
-        "size": size,
-        "steps": {},
-    }
+    gpu = torch.cuda.get_device_name(0) if arguments.device == "cuda" else None
+    result = {"gpu": gpu, "steps": _earlier_steps(arguments.results, gpu)}
     if arguments.device == "cpu":
         print("a dry run on the CPU: tiny counts, and times that mean nothing", flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
@@ -128,37 +122,42 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if is_good(result) else 1
 
 
+def _earlier_steps(folder: Path, gpu: str | None) -> dict[str, Any]:
+    """Return the steps that an earlier run on the same GPU wrote."""
+    file = folder / "gpu.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {"gpu": None}
+    return earlier["steps"] if gpu and earlier["gpu"] == gpu else {}
+
+
 def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
     """Run a step in a process group of its own; return its state, its rows and, of a failure, the reason."""
     rows, errors = folder / f"{options[0]}.json", folder / f"{options[0]}.stderr"
     command = [sys.executable, "-m", "benchmarks.gpu.step", *options, str(rows)]
+    variables = os.environ | {"LD_LIBRARY_PATH": library_path()}
     start = time.monotonic()
     with errors.open("w") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, cwd=PROJECT, start_new_session=True)
+        process = subprocess.Popen(command, stderr=stderr, cwd=PROJECT, env=variables, start_new_session=True)
         try:
             state = "failed" if process.wait(seconds) else "done"
         except subprocess.TimeoutExpired:
             state = "timed out"
-            _end(process)
+            process.send_signal(signal.SIGINT)  # it stops its server
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     said = errors.read_text(errors="replace").strip().splitlines()
     if state != "done":
         print("\n".join(said[-12:]), flush=True)
     return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "size": options[2],
         "state": state,
-        "seconds": time.monotonic() - start,
+        "seconds": round(time.monotonic() - start),
         "error": said[-1] if said and state == "failed" else "",
         "rows": json.loads(rows.read_text()) if rows.exists() else [],
     }
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a step, so that it stops its server, and kill what is left of it."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

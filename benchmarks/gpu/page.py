@@ -24,9 +24,9 @@ TITLES = {
 NO_GPU = """\
 # On a GPU: not measured
 
-**No GPU has been available so far, and nothing below is a result of one.** `make gpu-check` checks and measures on
-a machine with a GPU and then writes this page ([how](../README.md#on-a-gpu)). The tables are those of its dry run:
-every step with tiny counts on a CPU, to show that the command works. Its times mean nothing.
+**No GPU has been available so far: nothing below was measured on one.** On a machine with a GPU,
+`make gpu-check` checks, measures and writes this page ([how](../README.md#on-a-gpu)). The tables are those of
+its dry run, which runs every step with tiny counts on a CPU.
 
 Unmeasured, and waiting for a GPU:
 
@@ -34,32 +34,33 @@ Unmeasured, and waiting for a GPU:
 - whether every ONNX node runs on CUDAExecutionProvider;
 - Triton's CUDA pool when it is full, and CUDA shared memory;
 - `masked_faces_on_device`, which stays "false" until it is proved;
-- speed beside the goals (20 times py-feat at 64 faces, 20,000 faces/s with shared memory, 8,000 over gRPC messages);
+- speed; the goals are 20 times py-feat at 64 faces, 20,000 faces/s with shared memory, 8,000 with messages;
 - memory of each model instance on the GPU;
 - NVIDIA's C++ ONNX Runtime backend on a GPU, which the command's server does not have."""
 
 
 def page(result: Result) -> str:
     """Return the page as Markdown."""
-    size = {"quick": "The short run of", "tiny": "The dry run of", "full": "Made by"}[result["size"]]
     parts = [
-        NO_GPU if result["device"] == "cpu" else f"# On a GPU: {result['gpu']}",
-        f"{size} `make gpu-check`, {result['date']}. A step runs in a process of its own; one that fails or "
-        "exceeds its time keeps the rows that it had made.",
+        f"# On a GPU: {result['gpu']}" if result["gpu"] else NO_GPU,
         "## Steps",
+        "Each step runs in a process of its own. A step that fails or exceeds its time keeps its rows.",
         _table([_step_row(name, step) for name, step in result["steps"].items()]),
     ]
     for name, step in result["steps"].items():
         parts.append(f"## {TITLES[name]}")
-        for _, rows in groupby(sorted(step["rows"], key=_kind), key=_kind):
+        shown = step["rows"] if result["gpu"] else [row for row in step["rows"] if _is_dry_run_row(name, row)]
+        for _, rows in groupby(sorted(shown, key=_kind), key=_kind):
             parts.append(_table([_with_verdict(row) for row in rows]))
+        if left_out := len(step["rows"]) - len(shown):
+            parts.append(f"Left out: {left_out} rows of speed or memory, which mean nothing in a dry run.")
     return "\n\n".join(parts) + "\n"
 
 
 def summary(result: Result) -> str:
-    """Return the short table that is printed last: the steps, and every check that missed its goal."""
+    """Return the short table that is printed last: the steps, and every check that misses its goal."""
     lines = [
-        f"{name:<10} {step['state']:<10} {step['seconds']:>6.0f} s  "
+        f"{name:<10} {step['state']:<10} {step['seconds']:>5} s  "
         f"{sum(row.get('reached') is True for row in step['rows'])} reached, "
         f"{sum(row.get('reached') is False for row in step['rows'])} missed  {step['error']}"
         for name, step in result["steps"].items()
@@ -81,12 +82,17 @@ def is_good(result: Result) -> bool:
     )
 
 
+def _is_dry_run_row(name: str, row: dict[str, Any]) -> bool:
+    """Tell whether a row means something without a GPU."""
+    return name in ("versions", "borders") or row.get("reached") is not None
+
+
 def _kind(row: dict[str, Any]) -> list[str]:
     return list(row)
 
 
 def _step_row(name: str, step: dict[str, Any]) -> dict[str, Any]:
-    return {"step": name, "state": step["state"], "seconds": round(step["seconds"]), "error": step["error"]}
+    return {"step": name} | {key: step[key] for key in ("date", "size", "state", "seconds", "error")}
 
 
 def _with_verdict(row: dict[str, Any]) -> dict[str, Any]:

@@ -274,7 +274,7 @@ METRICS_SECONDS = 2.0
 
 
 def _server_time(job: Job, server: LocalServer) -> Rows:
-    """Load the server at 64 faces a request; yield microseconds a face by model and by stage of align_mask."""
+    """Load the server at 64 faces a request; yield microseconds a face by model and align_mask's stage."""
     before = _counters(server)
     with Clients(server, 1) as clients:
         clients.run("system", "FRAMES_UINT8", min(PEER_FACES, job.size.batches[-1]), 4, job.size.seconds)

@@ -26,9 +26,11 @@ PLATFORMS = (
 
 WHEELS = {
     # Versions without a pin are those of constraints.txt. NumPy 2 must not reach the stubs: with it Triton
-    # 2.51's Python stub returns arrays as tensors of 0 bytes. tritonclient needs this protobuf and grpcio.
+    # 2.51's Python stub returns arrays as tensors of 0 bytes. SciPy 1.18 needs NumPy 2. tritonclient needs
+    # a protobuf and a grpcio as new as these.
     "serving": (
-        *("nvidia-pytriton", "tritonclient", "python-rapidjson", "numpy", "protobuf", "grpcio"),
+        *("nvidia-pytriton", "tritonclient", "python-rapidjson", "protobuf", "grpcio"),
+        *("numpy", "scipy", "scikit-image"),
         "onnxruntime-gpu==1.31.1",  # built for CUDA 13, as the machine's torch
     ),
     "peer": ("py-feat==2.1.5",),
@@ -80,8 +82,8 @@ def split(wheels: Path, into: Path, piece_bytes: int) -> list[Path]:
     return pieces
 
 
-def join(pieces: Path, target: Path) -> None:
-    """Unpack the archive whose pieces lie somewhere below the folder `pieces`."""
+def complete(pieces: Path) -> list[Path]:
+    """Return the pieces of an archive somewhere below the folder `pieces`, in their order."""
     found = {path.name: path for path in pieces.rglob(f"{ARCHIVE}.*-of-*")}
     counts = {name.rpartition("-of-")[2] for name in found}
     if len(counts) != 1:
@@ -91,9 +93,14 @@ def join(pieces: Path, target: Path) -> None:
     missing = [name for name in names if name not in found]
     if missing:
         raise WheelsError(f"{pieces} lacks {', '.join(missing)}")
+    return [found[name] for name in names]
+
+
+def join(pieces: list[Path], target: Path) -> None:
+    """Unpack the archive that the pieces make."""
     with tempfile.TemporaryFile() as archive:
-        for name in names:
-            archive.write(found[name].read_bytes())
+        for piece in pieces:
+            archive.write(piece.read_bytes())
         archive.seek(0)
         with tarfile.open(fileobj=archive) as tar:
             tar.extractall(target, filter="data")
@@ -104,10 +111,15 @@ def install(pieces: Path, work: Path) -> Path:
 
     Triton's stubs take their packages from the first `python3` on PATH and do not read PYTHONPATH. So that
     Python is a virtual environment whose .pth file names the installed folder, the client and this Python's
-    own site-packages, in this order.
+    own site-packages, in this order. Pieces that are installed already are not installed again.
     """
+    python, made_of = work / "venv" / "bin" / "python3", work / "pieces.txt"
+    found = complete(pieces)
+    sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in found)
+    if made_of.exists() and made_of.read_text() == sizes:
+        return python
     shutil.rmtree(work, ignore_errors=True)
-    join(pieces, work / "wheels")
+    join(found, work / "wheels")
     for folder in sorted(path for path in (work / "wheels").iterdir()):
         _pip(
             *("install", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"),
@@ -118,32 +130,21 @@ def install(pieces: Path, work: Path) -> Path:
     lines = [str(work / "serving"), str(PROJECT / "client" / "src")]
     lines += [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     (packages / "site-packages" / "gpu_check.pth").write_text("\n".join(lines) + "\n")
-    return installed_python(work)
-
-
-def installed_python(work: Path) -> Path:
-    """Return the Python that `install` made below `work`, which may not exist."""
-    return work / "venv" / "bin" / "python3"
+    made_of.write_text(sizes)
+    return python
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Return the environment that the installed Python runs the checks in.
+    """Return the environment of the installed Python; py-feat runs with this one, whose NumPy fits pandas."""
+    return os.environ | {"PYFEAT_PYTHON": sys.executable, "PYTHONPATH": str(work / "peer")}
 
-    onnxruntime-gpu finds torch's CUDA libraries through LD_LIBRARY_PATH, in the stubs too. py-feat is run by
-    this Python, which has a NumPy for its pandas.
-    """
+
+def library_path() -> str:
+    """Return LD_LIBRARY_PATH with torch's CUDA libraries, where onnxruntime-gpu finds them in the stubs."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec else ()
     libraries = [str(folder) for root in roots for folder in sorted(Path(root).glob("*/lib"))]
-    variables = {
-        "LD_LIBRARY_PATH": [*libraries, os.environ.get("LD_LIBRARY_PATH", "")],
-        "PYTHONPATH": [str(work / "peer"), os.environ.get("PYTHONPATH", "")],
-    }
-    return (
-        {"PYFEAT_PYTHON": sys.executable}
-        | os.environ
-        | {name: ":".join(filter(None, folders)) for name, folders in variables.items() if any(folders)}
-    )
+    return ":".join(filter(None, [*libraries, os.environ.get("LD_LIBRARY_PATH")]))
 
 
 def _pip(*arguments: str) -> None:
