@@ -50,6 +50,7 @@ class FaceRequest:
     frames: torch.Tensor
     landmarks: torch.Tensor
     wanted: frozenset[str]
+    masked_faces_on_device: bool
 
 
 class TritonPythonModel:
@@ -93,7 +94,7 @@ class TritonPythonModel:
             tally.faults.update(reason(why) for why in faces.faults.values())
             batch += len(frames)
             with clock.stage("tensors"):
-                tally.answered += _respond(responses, group, faces, self.settings.masked_faces_on_device)
+                tally.answered += _respond(responses, group, faces)
         tally.batches += [batch] * bool(batch)
         tally.refused_requests = sum(response.has_error() for response in responses)
         tally.seconds.update(clock.seconds)
@@ -122,6 +123,7 @@ class TritonPythonModel:
             frames=frames.to(self.device),
             landmarks=_landmarks(request).cpu(),
             wanted=frozenset(request.requested_output_names()),
+            masked_faces_on_device=self.settings.masked_faces_on_device,
         )
 
 
@@ -166,40 +168,36 @@ def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _respond(
-    responses: list[Any], group: list[FaceRequest], faces: Faces, masked_faces_on_device: bool
-) -> int:
+def _respond(responses: list[Any], group: list[FaceRequest], faces: Faces) -> int:
     """Put in the responses of a group that was computed together; return how many faces they answer."""
     first = answered = 0
     for request in group:
-        response = responses[request.position] = _response(request, faces, first, masked_faces_on_device)
+        response = responses[request.position] = _response(request, faces, first)
         answered += 0 if response.has_error() else len(request.frames)
         first += len(request.frames)
     return answered
 
 
-def _response(request: FaceRequest, faces: Faces, first: int, masked_faces_on_device: bool) -> Any:
+def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
     """Cut the rows of a request, which start at `first`, out of its group's result."""
     stop = first + len(request.frames)
     faults = {face - first: why for face, why in faces.faults.items() if first <= face < stop}
     if faults:
         return _refused(_reasons(faults))
+    # On the CPU even from a GPU instance: a GPU output that finds Triton's CUDA pool full has come
+    # back empty with status OK.
     return pb_utils.InferenceResponse(
         [
-            _output(name, faces.outputs[name][first:stop], masked_faces_on_device)
+            _on_device(name, faces.outputs[name][first:stop])
+            if name == "MASKED_FACES" and request.masked_faces_on_device
+            else pb_utils.Tensor(name, faces.outputs[name][first:stop].cpu().numpy())
             for name in sorted(request.wanted)
         ]
     )
 
 
-def _output(name: str, values: torch.Tensor, masked_faces_on_device: bool) -> Any:
-    """Return an output in host memory, or MASKED_FACES where they are if the config says so.
-
-    Host memory even from a GPU instance: a GPU output that finds Triton's CUDA pool full has come back empty
-    with status OK. The other path has never run on a GPU; `make gpu-check` compares the two there.
-    """
-    if name != "MASKED_FACES" or not masked_faces_on_device:
-        return pb_utils.Tensor(name, values.cpu().numpy())
+def _on_device(name: str, values: torch.Tensor) -> Any:
+    """Return an output in the memory that holds it. Never run on a GPU; `make gpu-check` tries it there."""
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()
     return pb_utils.Tensor.from_dlpack(name, values)
