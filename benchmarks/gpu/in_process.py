@@ -1,6 +1,7 @@
 """Checks without a server: the pipeline and the ONNX graphs, on the device and on the CPU."""
 
 import contextlib
+import functools
 import json
 import math
 import subprocess
@@ -52,8 +53,9 @@ def versions(job: Job) -> Rows:
             yield check(name, value)
 
 
+@functools.cache
 def session(job: Job, model: str, profile_prefix: str | None = None) -> onnxruntime.InferenceSession:
-    """Load a model's graph with the provider and the options that the server gives it."""
+    """Load a model's graph once, with the provider and the options that the server gives it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if profile_prefix:
@@ -81,7 +83,7 @@ def providers(job: Job) -> Rows:
             running.run(None, values)
             events = json.loads(Path(running.end_profiling()).read_text())
         if (options := running.get_provider_options()).get(CUDA_PROVIDER) and model == "pose_mlp":
-            tf32 = options[CUDA_PROVIDER]["use_tf32"]
+            tf32 = options[CUDA_PROVIDER].get("use_tf32", "not given")
             yield check("pose_mlp: use_tf32", tf32, "0", tf32 == "0")
         nodes = [
             (event["args"]["provider"], event["args"]["op_name"])

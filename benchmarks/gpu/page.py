@@ -16,6 +16,7 @@ TITLES = {
     "borders": "Borders of the HOG's bins",
     "shares": "Time of a batch by part, in process",
     "speed": "Speed through the server",
+    "speed_cuda": "Speed with CUDA shared memory",
     "peer": "Beside py-feat's batched path",
     "handover": "Masked faces in GPU memory between align_mask and hog",
     "memory": "Memory",

@@ -15,10 +15,9 @@ from benchmarks.gpu.rows import SIZES, Job, Row
 from benchmarks.ours import align_settings
 
 STEPS = {
-    **{step.__name__: step for step in (in_process.versions, in_process.providers, in_process.parity)},
-    **{step.__name__: step for step in (serving.serving, serving.pool, in_process.borders)},
-    **{step.__name__: step for step in (in_process.shares, serving.speed, serving.peer)},
-    **{step.__name__: step for step in (serving.handover, serving.memory)},
+    **{name: getattr(in_process, name) for name in ("versions", "providers", "parity", "borders", "shares")},
+    **{name: getattr(serving, name) for name in ("serving", "pool", "speed", "speed_cuda", "peer")},
+    **{name: getattr(serving, name) for name in ("handover", "memory")},
 }
 
 
