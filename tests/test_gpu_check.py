@@ -49,6 +49,11 @@ def test_the_dry_run_does_every_step(tmp_path: Path):
     ]
 
 
+def test_the_committed_page_is_that_of_its_result():
+    results = PROJECT / "benchmarks" / "results"
+    assert (results / "gpu.md").read_text() == page(json.loads((results / "gpu.json").read_text()))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_one_line_says_so(tmp_path: Path):
     finished = gpu_check("--results", str(tmp_path / "results"))
