@@ -6,6 +6,7 @@ other. Results are written after every step.
 
 import argparse
 import contextlib
+import ctypes
 import datetime
 import json
 import os
@@ -38,6 +39,9 @@ FULL = QUICK | {
     "handover": 210,
     "memory": 90,
 }
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)
 
 END_SECONDS = 20
 """For a step that exceeds its time to stop its server."""
@@ -142,7 +146,14 @@ def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
     variables = os.environ | {"LD_LIBRARY_PATH": library_path()}
     start = time.monotonic()
     with errors.open("w") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, cwd=PROJECT, env=variables, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stderr=stderr,
+            cwd=PROJECT,
+            env=variables,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
         try:
             state = "failed" if process.wait(seconds) else "done"
         except subprocess.TimeoutExpired:
@@ -150,9 +161,10 @@ def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
             process.send_signal(signal.SIGINT)  # it stops its server
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     said = errors.read_text(errors="replace").strip().splitlines()
     if state != "done":
         print("\n".join(said[-12:]), flush=True)
@@ -164,6 +176,11 @@ def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
         "error": said[-1] if said and state == "failed" else "",
         "rows": json.loads(rows.read_text()) if rows.exists() else [],
     }
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end a step, and with it the step's server, when this process is killed."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

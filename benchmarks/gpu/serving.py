@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -46,6 +47,9 @@ POOL = 256 * 2**20
 """Bytes of Triton's CUDA pool, as deploy/docker/serve.sh sets it for the profile gpu."""
 
 SMALL_POOL = 2**20
+
+START_SECONDS = 60
+"""For the client processes to import their packages."""
 
 CALLERS = 8
 """Connections of a concurrent comparison."""
@@ -204,7 +208,10 @@ class Clients(contextlib.AbstractContextManager):
     def __init__(self, server: LocalServer, count: int) -> None:
         self._server = server
         self._count = count
-        self._pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            count, spawn, initializer=_keep_barrier, initargs=(spawn.Barrier(count, timeout=START_SECONDS),)
+        )
 
     def __exit__(self, *_exception: object) -> None:
         """End the processes."""
@@ -219,15 +226,8 @@ class Clients(contextlib.AbstractContextManager):
             Faces a second of all together; the median process's p50 and the slowest process's p99.
         """
         shm = {"message": False, "system": True, "cuda": "cuda"}[kind]
-        order = (
-            self._server.grpc_url,
-            self._server.admin_headers,
-            shm,
-            frames_input,
-            batch,
-            threads,
-            seconds,
-        )
+        client, load = (shm, self._server.admin_headers), (frames_input, batch, threads, seconds)
+        order = client, (self._server.grpc_url, *load)
         loads = list(self._pool.map(_client_load, [order] * self._count))
         return Load(
             sum(load.faces_per_second for load in loads),
@@ -236,9 +236,19 @@ class Clients(contextlib.AbstractContextManager):
         )
 
 
-def _client_load(order: tuple[str, dict[str, str], bool | str, str, int, int, float]) -> Load:
-    url, headers, shm, *load = order
-    return OwnClient(shm, headers).run(url, *load)
+_barriers: list[threading.Barrier] = []
+"""In a client process, the one that all of its clients wait at."""
+
+
+def _keep_barrier(barrier: threading.Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _client_load(order: tuple[tuple[bool | str, dict[str, str]], tuple[str, str, int, int, float]]) -> Load:
+    """Load the server in a client process, when all of them are there."""
+    client, load = order
+    _barriers[0].wait()
+    return OwnClient(*client).run(*load)
 
 
 def speed(job: Job) -> Rows:

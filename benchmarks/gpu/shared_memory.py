@@ -23,6 +23,8 @@ class Region:
     ) -> None:
         self.name = f"gpu_check_{uuid.uuid4().hex}"
         self._size = size
+        self._unregister = getattr(connection, f"unregister_{kind}_shared_memory")
+        self._headers = headers
         if kind == "cuda":
             # Needs cuda-bindings, which a machine without a GPU need not have.
             from tritonclient.utils import cuda_shared_memory as module
@@ -49,7 +51,8 @@ class Region:
         return np.array(self._module.get_contents_as_numpy(self._handle, kind, shape))
 
     def close(self) -> None:
-        """Free the memory; the server has its own mapping until it stops."""
+        """Have the server unmap the memory, then free it."""
+        self._unregister(self.name, self._headers)
         self._module.destroy_shared_memory_region(self._handle)
 
 
