@@ -69,7 +69,7 @@ def test_a_failed_step_keeps_its_rows_and_its_reason(job: Job, tmp_path: Path):
     (half / "hog").symlink_to(job.repository / "hog")
     step = _run(["providers", "cpu", "tiny", str(half)], 60, tmp_path)
     assert step["state"] == "failed"
-    assert [row["what"] for row in step["rows"]] == ["hog: ONNX nodes"]
+    assert [row["what"] for row in step["rows"]] == ["warp: device", "hog: ONNX nodes"]
     assert "pose_mlp" in step["error"]
 
 

@@ -260,9 +260,12 @@ def speed(job: Job) -> Rows:
 
 
 def speed_cuda(job: Job) -> Rows:
-    """Sweep CUDA shared memory, with frames that lie on the GPU; a dry run has system shared memory alone."""
+    """Sweep CUDA shared memory, with frames that lie on the GPU."""
+    if job.device == "cpu":
+        yield check("CUDA shared memory", "needs a GPU")
+        return
     with serve(job) as server:
-        yield from _sweep(job, server, _kinds(job)[-1], GOALS["shared memory"])
+        yield from _sweep(job, server, "cuda", GOALS["shared memory"])
 
 
 def _sweep(job: Job, server: LocalServer, kind: str, goal: int) -> Rows:
