@@ -12,6 +12,7 @@
 # make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
 # make soak     30 minutes of load: does memory grow? SOAK_MINUTES
 # make api-docs the client's reference as pages, build/api/index.html
+# make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 #
 # PYTHON=python3.11 names another Python, VENV=DIR another place for the environment.
@@ -33,7 +34,7 @@ PERF_IMAGE ?= triton-face-perf:0.1.0
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
-.PHONY: demo test accept lint serve models install parity bench chaos soak api-docs clean
+.PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak api-docs clean
 .PHONY: deploy-check container-check image perf-image monitoring autoscaling
 
 demo: $(BIN)/.installed models
@@ -122,6 +123,10 @@ parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
 
 bench: $(BIN)/.installed $(PARITY_BIN)/.installed models
 	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks
+
+# Not of .installed: the machine may reach no package registry, and --wheels brings what is missing.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU_OPTIONS)
 
 chaos: $(BIN)/.installed-test models
 	$(BIN)/python -m benchmarks.reliability chaos

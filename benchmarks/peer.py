@@ -37,14 +37,16 @@ class PyFeat:
         Crops in [0, 1].
     landmarks : ndarray of float32, shape (N, 68, 2)
         Pixels of the crops.
+    device : {"cpu", "cuda"}
+        Where py-feat computes; the faces lie there before the timing.
     """
 
-    def __init__(self, frames: np.ndarray, landmarks: np.ndarray) -> None:
+    def __init__(self, frames: np.ndarray, landmarks: np.ndarray, device: str = "cpu") -> None:
         self._folder = tempfile.TemporaryDirectory()
         faces = Path(self._folder.name) / "faces.npz"
         np.savez(faces, frames=frames, landmarks=landmarks)
         self._process = subprocess.Popen(
-            [os.environ["PYFEAT_PYTHON"], str(WORKER), str(faces), str(DEFAULT_CHECKPOINT)],
+            [os.environ["PYFEAT_PYTHON"], str(WORKER), str(faces), str(DEFAULT_CHECKPOINT), device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

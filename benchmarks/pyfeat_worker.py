@@ -2,7 +2,7 @@
 
 Reads one JSON object a line: ``{"call": NAME, "count": N, "seconds": S, "threads": T}``. Repeats the call
 for S seconds and answers with what each took, a list. The faces are the first N of the file named on the
-command line.
+command line, on the device named there.
 """
 
 import importlib
@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.pyfeat_peer import load_functions
 
 
-def main(faces_file: str, weights: str) -> None:
+def main(faces_file: str, weights: str, device: str) -> None:
     """Serve timings until the input ends."""
     os.environ["FEAT_POSE_MLP_PATH"] = weights
-    calls = _calls(np.load(faces_file, allow_pickle=False))
+    calls = _calls(np.load(faces_file, allow_pickle=False), device)
     for line in sys.stdin:
         order = json.loads(line)
         torch.set_num_threads(order["threads"])
@@ -33,14 +33,16 @@ def main(faces_file: str, weights: str) -> None:
             end = time.perf_counter() + order["seconds"]
             while (start := time.perf_counter()) < end:
                 calls[order["call"]](order["count"])
+                if device == "cuda":
+                    torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
         print(json.dumps(seconds), flush=True)
 
 
-def _calls(faces: dict[str, np.ndarray]) -> dict[str, Callable[[int], object]]:
+def _calls(faces: dict[str, np.ndarray], device: str) -> dict[str, Callable[[int], object]]:
     face_mask, face_pose_mlp = load_functions()
     image_operations = importlib.import_module("feat.utils.image_operations")
-    frames, points = torch.from_numpy(faces["frames"]), torch.from_numpy(faces["landmarks"])
+    frames, points = (torch.from_numpy(faces[name]).to(device) for name in ("frames", "landmarks"))
     normalized = points.flatten(1) / frames.shape[-1]
     _, aligned, _ = face_mask.align_faces_batched(frames, points)
 

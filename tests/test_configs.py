@@ -171,6 +171,7 @@ def test_warm_up_has_the_landmarks_of_the_demo(name: str):
         ("box_enlarge", "-1", "box_enlarge must be a finite number above 0, it is '-1'"),
         ("fill", "nan", "fill must be a finite number, it is 'nan'"),
         ("max_frame_pixels", "", "max_frame_pixels must be a finite whole number above 0, it is ''"),
+        ("masked_faces_on_device", "yes", "masked_faces_on_device must be true or false, it is 'yes'"),
     ],
 )
 def test_a_wrong_parameter_is_named(name: str, text: str, message: str):

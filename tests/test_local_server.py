@@ -233,6 +233,13 @@ def test_a_python_without_shared_library_is_explained(repository: Path, monkeypa
         LocalServer(repository).__enter__()
 
 
+def test_numpy_2_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    """Under it Triton 2.51's stub answered with status OK and no data."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.4.6")
+    with pytest.raises(ServerError, match=r"^NumPy 2.4.6 .*install numpy<2$"):
+        LocalServer(repository).__enter__()
+
+
 def test_ports_can_be_chosen(repository: Path):
     with socket.socket() as probe:
         probe.bind((HOST, 0))

@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import errno
 import http.client
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -381,6 +382,12 @@ def find_triton() -> Path:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServerError("nvidia-pytriton, which carries tritonserver, is not installed: run `make install`")
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.partition(".")[0]) >= 2:
+        raise ServerError(
+            f"NumPy {numpy} is installed, with which Triton 2.51's Python stub returns arrays as tensors of "
+            "0 bytes: install numpy<2"
+        )
     triton = Path(spec.origin).parent / "tritonserver"
     stub = _stub(triton)
     if not stub.is_file():

@@ -30,6 +30,8 @@ class Settings:
         How far outside its frame a landmark may lie, pixels.
     torch_threads : int
         Threads that one model instance computes with.
+    masked_faces_on_device : bool
+        Return MASKED_FACES in the memory that holds them, a GPU's too, instead of in host memory.
     """
 
     face_size: int
@@ -40,6 +42,7 @@ class Settings:
     max_request_pixels: int
     max_landmark_distance: float
     torch_threads: int
+    masked_faces_on_device: bool
 
     @classmethod
     def from_model_config(cls, config: Mapping[str, Any]) -> "Settings":
@@ -58,8 +61,14 @@ class Settings:
         return settings
 
 
-def _read(parameters: Mapping[str, Any], name: str, kind: type) -> int | float:
+def _read(parameters: Mapping[str, Any], name: str, kind: type) -> int | float | bool:
     text = parameters.get(name, {}).get("string_value", "")
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise SettingsError(
+                f"align_mask/config.pbtxt: parameter {name} must be true or false, it is {text!r}"
+            )
+        return text == "true"
     try:
         value = kind(text)
     except ValueError:

@@ -45,6 +45,9 @@ class TritonPythonModel:
             _session_options(self.config),
             providers=_providers(args["model_instance_kind"], args["model_instance_device_id"], self.config),
         )
+        pb_utils.Logger.log_info(
+            f"{args['model_instance_name']} runs on {', '.join(self.session.get_providers())}"
+        )
         self.joins_requests = self.config["max_batch_size"] > 0
         self.rows_per_run = self._rows_per_run()
         self.input_types = {

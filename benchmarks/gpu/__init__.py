@@ -1,0 +1,1 @@
+"""`make gpu-check`: parity, CUDA memory and speed on a machine with a GPU."""
