@@ -5,7 +5,7 @@ process of a Python model is dead. This probe reads the metrics instead:
 
 - `align_mask_heartbeat_seconds` of each instance: no progress for `STALE_SECONDS`;
 - `align_mask_failed_batches` of each instance: `FAILURES` batches in a row;
-- Triton's counters of every other model, whatever its backend: `FAILURES` requests failed by the backend and
+- Triton's counters of `hog`, `pose_mlp` and any other model, whatever its backend: `FAILURES` requests failed by the backend and
   none answered since; or requests that wait while none has ended for `WAIT_SECONDS`. The counters of the last
   look are kept in a file.
 
@@ -48,8 +48,10 @@ FAILURES = 3
 ANSWER_SECONDS = 4.0
 """For both of the probe's requests together; the manifests give the probe 5 s."""
 
-WATCHES_ITSELF = "align_mask"
-"""The model with metrics of its own. Its counters may stand still for longer: they count whole requests."""
+NOT_COUNTED = {"align_mask", "ensemble"}
+"""Models whose counters say nothing here. align_mask has metrics of its own, and its counters may stand still
+for longer, because they count whole requests. The ensemble's failures include invalid faces, and versions of
+Triton differ in the reason they give for these."""
 
 HEARTBEAT = re.compile(r'^align_mask_heartbeat_seconds{.*?model_instance="(.*?)".*?} (\S+)$', re.MULTILINE)
 FAILED_BATCHES = re.compile(r'^align_mask_failed_batches{.*?model_instance="(.*?)".*?} (\S+)$', re.MULTILINE)
@@ -176,7 +178,7 @@ def _requests(metrics: str) -> dict[str, tuple[float, float, float]]:
     sums: Counter[tuple[str, str]] = Counter()
     for metric, text, value in REQUESTS.findall(metrics):
         labels = dict(LABEL.findall(text))
-        if labels["model"] != WATCHES_ITSELF and labels.get("reason", "BACKEND") == "BACKEND":
+        if labels["model"] not in NOT_COUNTED and labels.get("reason", "BACKEND") == "BACKEND":
             sums[labels["model"], metric] += float(value)
     return {
         model: (sums[model, "success"], sums[model, "failure"], sums[model, "pending"]) for model, _ in sums
