@@ -5,9 +5,9 @@ process of a Python model is dead. This probe reads the metrics instead:
 
 - `align_mask_heartbeat_seconds` of each instance: no progress for `STALE_SECONDS`;
 - `align_mask_failed_batches` of each instance: `FAILURES` batches in a row;
-- Triton's counters of `hog`, `pose_mlp` and any other model, whatever its backend: `FAILURES` requests failed by the backend and
-  none answered since; or requests that wait while none has ended for `WAIT_SECONDS`. The counters of the last
-  look are kept in a file.
+- Triton's counters of `hog`, `pose_mlp` and any other model, whatever its backend: `FAILURES` requests failed
+  by the backend and none answered since; or requests that wait while none has ended for `WAIT_SECONDS`. The
+  counters of the last look are kept in a file.
 
 It sends no face: a full queue would refuse it, and a busy pod is not a dead one. It does not ask a model
 whether it is ready: where Triton passes the question on to the model, a busy one may answer late. It needs

@@ -146,7 +146,7 @@ def test_alive(container: dict, production: ProductionServer, tmp_path: Path):
         assert production.get(container[name]["httpGet"]["path"]) == 200
     assert look(production, tmp_path) is None
     (memory,) = tmp_path.iterdir()
-    assert set(probe.load(memory)) == {"ensemble", "hog", "pose_mlp"}
+    assert set(probe.load(memory)) == {"hog", "pose_mlp"}
 
 
 def test_where_a_proxy_is_to_be_used_for_everything_else(production: ProductionServer, tmp_path: Path):
