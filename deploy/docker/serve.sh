@@ -1,10 +1,10 @@
 #!/bin/sh
-# Starts tritonserver as a fleet needs it. Arguments are further options of tritonserver; a later one wins.
+# Starts tritonserver with the options of a fleet. Arguments are further options; a later one wins.
 #
-#   MODEL_CONFIG_NAME  a tuning of the models: gpu, cpu, or none for the portable configs
-#   ADMIN_KEY          opens what callers may not use; without one nobody can, the key is random
-#   TLS_FOLDER         tls.crt, tls.key and ca.crt for gRPC: callers show a certificate of that CA
-#   MODEL_REPOSITORY   by default the image's
+#   MODEL_CONFIG_NAME  profile of the models: gpu or cpu; unset, the portable configs
+#   ADMIN_KEY          key of the restricted endpoints; unset, a random key that is not printed keeps them closed
+#   TLS_FOLDER         folder with tls.crt, tls.key and ca.crt: gRPC then requires client certificates of that CA
+#   MODEL_REPOSITORY   the model repository; unset, the image's
 set -eu
 
 # NVIDIA's entry point prepares the CUDA libraries for an older driver, then starts this script again.

@@ -31,7 +31,7 @@ from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError
 
 KEY = "a-key-of-the-tests-and-no-other"
 
-PROBE_SECONDS = 120.0
+PROBE_SECONDS = 20.0
 """Within this the liveness probe fails."""
 
 KILLS = 20
