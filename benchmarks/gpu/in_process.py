@@ -22,6 +22,7 @@ from benchmarks.machine import machine
 from benchmarks.ours import align_settings
 from export.hog_graph import BORDER_SHIFTS, build_hog_graph
 from face_pipeline import process
+from stage_clock import StageClock
 from tests import oracles
 from tests.faces import CROP, photo_faces
 
@@ -74,7 +75,8 @@ def providers(job: Job) -> Rows:
     """Check where the warp computes; profile both graphs, count the nodes on each execution provider."""
     frames, landmarks = photo_faces(8, SEED)
     pixels = torch.from_numpy(frames).to(job.device)
-    masked = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings()).outputs["MASKED_FACES"]
+    faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings(), StageClock())
+    masked = faces.outputs["MASKED_FACES"]
     yield check("warp: device", masked.device.type, job.device, masked.device.type == job.device)
     inputs = {"hog": {"MASKED_FACES": masked.cpu().numpy()}, "pose_mlp": {"LANDMARKS": landmarks}}
     for model, values in inputs.items():
@@ -103,7 +105,7 @@ def providers(job: Job) -> Rows:
 def answers(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Answers:
     """Compute every output on the job's device, as the models do."""
     pixels = torch.from_numpy(frames).to(job.device)
-    faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings())
+    faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings(), StageClock())
     if faces.faults:
         raise ValueError(f"faces of this check are refused: {faces.faults}")
     outputs = {name: values.cpu().numpy() for name, values in faces.outputs.items()}
@@ -282,15 +284,16 @@ def _parts(job: Job, frames: np.ndarray, landmarks: torch.Tensor) -> Row:
         with timed("total"):
             with timed("frames to the device"):
                 pixels = host.to(job.device)
+            clock = StageClock()
             with timed("warp"):
-                faces = process(pixels, landmarks, WANTED, settings)
+                faces = process(pixels, landmarks, WANTED, settings, clock)
             with timed("masked faces to the host"):
                 masked = faces.outputs["MASKED_FACES"].cpu().numpy()
             with timed("HOG from and to the host"):
                 hog.run(["HOG"], {"MASKED_FACES": masked})
         for stage in ("align", "mask"):
-            seconds[stage].append(faces.seconds[stage])
-        seconds["warp"][-1] -= faces.seconds["align"] + faces.seconds["mask"]
+            seconds[stage].append(clock.seconds[stage])
+        seconds["warp"][-1] -= clock.seconds["align"] + clock.seconds["mask"]
         with timed("HOG of masked faces on the device"):
             _hog_on_device(hog, faces.outputs["MASKED_FACES"])
     # The first rounds load kernels.

@@ -39,6 +39,7 @@ from benchmarks.peer import PyFeat, median_ratio, take_turns, timed
 from benchmarks.processes import resident_megabytes
 from deploy.local import LocalServer
 from face_pipeline import process
+from stage_clock import StageClock
 from tests.faces import photo_faces
 from triton_face_client import FaceFeatureClient
 from triton_face_client.service import ALIGN_MASK_OUTPUTS, ENSEMBLE_OUTPUTS
@@ -360,7 +361,7 @@ def _hog_of(job: Job, frames: torch.Tensor, landmarks: torch.Tensor) -> Callable
     hog, settings = session(job, "hog"), align_settings()
 
     def compute() -> np.ndarray:
-        faces = process(frames, landmarks, frozenset({"MASKED_FACES"}), settings)
+        faces = process(frames, landmarks, frozenset({"MASKED_FACES"}), settings, StageClock())
         return hog.run(["HOG"], {"MASKED_FACES": faces.outputs["MASKED_FACES"].cpu().numpy()})[0]
 
     return compute
