@@ -200,7 +200,8 @@ def test_it_starts_again_after_each_sigkill(engine: Engine, say: Say):
                 assert_answers(server.wait_until_ready())
                 assert memory.used() == 2 * of_one, sorted(memory.files())
                 assert regions < memory.files(), "the living neighbour's regions"
-                assert len(temporary.files()) <= 1, "folders of killed servers in /tmp"
+                folders_of_one = neighbour.execute("ls", "/tmp").stdout.split()
+                assert len(temporary.files()) == len(folders_of_one), "folders of killed servers in /tmp"
                 assert_probes(neighbour, healthy=True)
                 assert_answers(neighbour)
                 server.send("TERM")
