@@ -2,8 +2,8 @@
 # make test     set up, build the models, lint, test against a real server
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
-# make deploy-check  image, manifests, rules, dashboard: all that can be tried without a cluster, 7 minutes
-# make container-check  build the image on a stand-in for NVIDIA's and run it, 12 minutes; wants root and Debian's apt-get
+# make deploy-check  serve.sh, probes, manifests, rules, dashboard: all that can be tested without a cluster, 9 minutes
+# make container-check  build the image on a stand-in for NVIDIA's and run it, 5 to 12 minutes; needs root and Debian's apt-get
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels
