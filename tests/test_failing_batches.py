@@ -64,9 +64,11 @@ class Model:
         if how:
             (self._folder / "broken").write_text(how)
 
-    def ask(self, first_pixel: int = 0, count: int = 2) -> np.ndarray | str:
+    def ask(self, first_pixel: int = 0, count: int = 2, invalid: bool = False) -> np.ndarray | str:
         """Return the masked faces of a request, or its error."""
         frames, landmarks = photo_faces(count, 850)
+        if invalid:
+            landmarks[0] = np.nan
         frames = np.round(255 * frames).astype(np.uint8)
         frames[0, 0, 0, 0] = first_pixel
         tensors = {"FRAMES_UINT8": frames, "LANDMARKS": landmarks}
@@ -144,6 +146,14 @@ def test_only_the_guilty_of_a_batch_fail(model: Model):
     assert int(counts[0]) < 1 + len(marks), "some were joined"
     assert model.failed_batches() == 0
     assert model.is_ready()
+
+
+def test_a_refused_request_keeps_its_reason_beside_one_that_fails(model: Model):
+    """They share a batch in which nobody is answered."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        refused, failed = pool.submit(model.ask, invalid=True), pool.submit(model.ask, GUILTY)
+        assert refused.result().startswith("StatusCode.INVALID_ARGUMENT face 0: non-finite landmark")
+        assert failed.result() == "StatusCode.INTERNAL index 112 is out of bounds"
 
 
 def test_requests_that_want_too_much_memory_do_not_count(model: Model):

@@ -67,6 +67,10 @@ class RegionPrefix:
         """Return the server's regions."""
         return list(self._folder.glob(f"{self.name}*"))
 
+    def remove_regions(self) -> None:
+        """Remove the regions, as of stubs that were killed; the prefix stays reserved."""
+        _remove_regions(self._folder, self.name)
+
     def release(self) -> None:
         """Remove the regions and the lock. The server and its stubs must have ended."""
         _remove(self._folder, self.name)
@@ -129,16 +133,25 @@ def _try_lock(descriptor: int) -> bool:
 
 def _remove(folder: Path, prefix: str) -> None:
     """Remove the regions first: an interrupted removal is completed by the next server that starts."""
-    for region in folder.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
+    _remove_regions(folder, prefix)
     _lock_path(folder, prefix).unlink(missing_ok=True)
 
 
-def _remove_environment_folders() -> None:
-    """Remove the empty folders that Triton's Python backend makes at each start and a killed server leaves.
+def _remove_regions(folder: Path, prefix: str) -> None:
+    for region in folder.glob(f"{prefix}*"):
+        # Other users may put files or folders of such names there; a server starts all the same.
+        with contextlib.suppress(IsADirectoryError, PermissionError):
+            region.unlink(missing_ok=True)
 
-    Only for the first process of a container, which has the container's /tmp for itself.
+
+def _clean_temporary_folder() -> None:
+    """Remove what the container's last server left in /tmp, which outlives a container on Kubernetes.
+
+    The empty folders that Triton's Python backend makes at each start, and what the liveness probe remembers
+    of that server. Only for the first process of a container, which has the container's /tmp for itself.
     """
+    for memory in Path("/tmp").glob("triton-face-probe-*.json"):
+        memory.unlink()
     for folder in Path("/tmp").glob("python_env_*"):
         with contextlib.suppress(OSError):  # not empty: an environment that a model brought
             folder.rmdir()
@@ -147,7 +160,7 @@ def _remove_environment_folders() -> None:
 def main(command: list[str]) -> None:
     """Remove leftovers, reserve a prefix and execute the command with it."""
     if os.getpid() == 1:
-        _remove_environment_folders()
+        _clean_temporary_folder()
     try:
         for prefix in remove_leftovers():
             print(f"removed the shared memory of a server that was killed: {prefix}*", file=sys.stderr)

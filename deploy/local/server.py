@@ -170,14 +170,7 @@ class LocalServer:
         triton = find_triton()
         if not re.fullmatch(r"[\w./-]+", tempfile.gettempdir()):
             raise ServerError(f"Triton cannot start from {tempfile.gettempdir()}: set TMPDIR to a plain path")
-        try:
-            for prefix in remove_leftovers():
-                shutil.rmtree(_folder_of(prefix), ignore_errors=True)
-            self._regions = RegionPrefix()
-        except OSError as error:
-            raise ServerError(
-                f"cannot use {SHARED_MEMORY}, which the Python backend needs: {error}"
-            ) from error
+        self._regions = _reserve_regions()
         self._folder = _folder_of(self._regions.name)
         self.log_path = self._folder / "server.log"
         self._start_in_folder(triton)
@@ -206,8 +199,7 @@ class LocalServer:
                 process.kill()
             process.wait()
             _end_group(process.pid)
-        for region in self.shared_memory():  # of stubs that were killed; a restart keeps the prefix
-            region.unlink(missing_ok=True)
+        self._regions.remove_regions()
 
     def shared_memory(self) -> list[Path]:
         """Return the server's files in /dev/shm."""

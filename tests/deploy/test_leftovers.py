@@ -144,6 +144,12 @@ def test_what_others_made_stays(tmp_path: Path):
     assert set(tmp_path.iterdir()) == before
 
 
+def test_what_cannot_be_removed_keeps_no_server_from_starting(dead: RegionPrefix, tmp_path: Path):
+    (tmp_path / f"{dead.name}folder").mkdir()
+    assert remove_leftovers(tmp_path) == [dead.name]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{dead.name}folder"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_another_users_leftovers_stay(dead: RegionPrefix, tmp_path: Path):
     for path in tmp_path.iterdir():

@@ -132,7 +132,7 @@ def eye_faults(eye_distance: torch.Tensor) -> Faults:
 
 def aligned_faults(landmarks: np.ndarray) -> Faults:
     """Find the faces whose aligned landmarks, int64 ``[N, 68, 2]``, run out of range."""
-    if landmarks.min() >= -ALIGNED_LIMIT and landmarks.max() <= ALIGNED_LIMIT:
+    if landmarks.min(initial=0) >= -ALIGNED_LIMIT and landmarks.max(initial=0) <= ALIGNED_LIMIT:
         return {}
     in_range = (landmarks >= -ALIGNED_LIMIT) & (landmarks <= ALIGNED_LIMIT)
     return dict.fromkeys(

@@ -8,7 +8,7 @@
 | `align_mask_stage_seconds_total` | `stage` | time spent, by stage of the work |
 | `align_mask_batch_faces` | (histogram) | faces in each dynamic batch, refused ones included |
 | `align_mask_heartbeat_seconds` | `model_instance` | Unix time of its last progress; now, while idle |
-| `align_mask_failed_batches` | `model_instance` | batches in a row that raised and answered no request |
+| `align_mask_failed_batches` | `model_instance` | batches in a row in which every request raised |
 
 Each also has the label `model`, as Triton's own metrics have. All instances add to the same metrics, except
 the last two. The heartbeat stops when an instance's process died, was stopped or hangs, which Triton

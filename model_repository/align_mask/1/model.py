@@ -106,8 +106,8 @@ class TritonPythonModel:
         Raises
         ------
         Exception
-            One of `COMPUTE_ERRORS`, when no request is answered and one of them failed for another reason
-            than a lack of memory. Triton then fails the batch and counts its requests as failed.
+            One of `COMPUTE_ERRORS`, when each request failed for another reason than a lack of memory. Triton
+            then fails the batch and counts its requests as failed.
         """
         clock = StageClock(self.metrics.progress)
         responses: list[Any] = [None] * len(requests)
@@ -117,7 +117,7 @@ class TritonPythonModel:
         for group in groups:
             errors += self._answer_group(group, responses, tally, clock)
         broken = [error for error in errors if not _is_out_of_memory(error)]
-        if broken and not tally.answered:
+        if len(broken) == len(requests):  # else a refused one would lose its reason
             raise broken[0]
         batch = sum(len(request.frames) for group in groups for request in group)
         tally.batches += [batch] * bool(batch)
