@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import in_process, serving
-from benchmarks.gpu.__main__ import FULL, _run
+from benchmarks.gpu.__main__ import END_SECONDS, FULL, _run
 from benchmarks.gpu.page import TITLES, page
 from benchmarks.gpu.rows import SIZES, Job
 from benchmarks.gpu.wheels import WheelsError, install, split
@@ -74,9 +74,10 @@ def test_a_failed_step_keeps_its_rows_and_its_reason(job: Job, tmp_path: Path):
 
 
 def test_a_step_that_takes_too_long_ends(job: Job, tmp_path: Path):
+    """An interrupt that reaches it while it imports its packages may be lost; then it is killed later."""
     step = _run(["parity", "cpu", "tiny", str(job.repository)], 0.5, tmp_path)
-    assert (step["state"], step["rows"]) == ("timed out", [])
-    assert step["seconds"] < 20
+    assert step["state"] == "timed out"
+    assert step["seconds"] < END_SECONDS + 10
 
 
 @pytest.mark.parametrize("border", BORDER_SHIFTS)
