@@ -184,12 +184,8 @@ class _Metrics:
         self._looked = now
         try:
             metrics = probe.get_metrics(self._port, now + probe.ANSWER_SECONDS)
-        except (
-            OSError,
-            ValueError,
-            http.client.HTTPException,
-        ):  # the face shows a server that does not answer
-            return None
+        except (OSError, ValueError, http.client.HTTPException):
+            return None  # the face that is sent shows a server that does not answer
         found = probe.troubles(metrics, self._memory)
         was_in_trouble, self._was_in_trouble = self._was_in_trouble, bool(found)
         return "; ".join(found) if found and was_in_trouble else None
