@@ -76,7 +76,7 @@ monitoring: $(BIN)/.installed-test
 	$(BIN)/python -m deploy.monitoring
 
 autoscaling: $(BIN)/.installed-test
-	$(BIN)/python -m benchmarks.autoscaling
+	$(BIN)/python -m benchmarks.capacity
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
@@ -86,7 +86,7 @@ models: $(HOG_MODEL) $(POSE_MODEL)
 
 install: $(BIN)/.installed
 
-$(HOG_MODEL): export/hog.py export/hog_graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
+$(HOG_MODEL): export/hog/command.py export/hog/graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
 	$(BIN)/python -m export hog
 
 # Built once from the project's own checkpoint; a model exported from other weights is left alone.
@@ -119,20 +119,20 @@ $(DEBIAN)/.kubectl: tests/tools/fetch_debian_packages.sh
 	@touch $@
 
 parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
-	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m tests.parity
+	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks.speed.parity
 
 bench: $(BIN)/.installed $(PARITY_BIN)/.installed models
-	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks
+	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks.speed
 
 # Not of .installed: the machine may reach no package registry, and --wheels brings what is missing.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU_OPTIONS)
 
 chaos: $(BIN)/.installed-test models
-	$(BIN)/python -m benchmarks.reliability chaos
+	$(BIN)/python -m tests.reliability chaos
 
 soak: $(BIN)/.installed-test models
-	$(BIN)/python -m benchmarks.reliability soak --minutes $(SOAK_MINUTES)
+	$(BIN)/python -m tests.reliability soak --minutes $(SOAK_MINUTES)
 
 $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PYTHON) -m venv $(VENV)-parity

@@ -29,8 +29,8 @@ from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
 from deploy.local.supervisor import server_processes
 from deploy.monitoring.panels import for_pod
-from tests.faces import photo_faces
-from tests.prometheus import Prometheus
+from tests.support.face_data import photo_faces
+from tests.support.prometheus import Prometheus
 from triton_face_client import FaceFeatureClient
 
 MONITORING = PROJECT / "deploy" / "monitoring"

@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from triton_face_client import FaceFeatureClient, subject_pose
-from triton_face_client.face_chunks import FaceChunk, read_chunks
-from triton_face_client.face_tables import read_table
-from triton_face_client.media import FrameReader
+from triton_face_client.video.face_chunks import FaceChunk, read_chunks
+from triton_face_client.video.landmark_tables import read_table
+from triton_face_client.video.media import FrameReader
 
 ANGLES = ("pitch, + up", "roll, + to the subject's right", "yaw, + to the subject's right")
 

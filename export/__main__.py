@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from export import hog, pose
 from export.errors import ExportError
-from export.pose_training import evaluate, train
+from export.hog import command as hog
+from export.pose import command as pose
+from export.pose.training import evaluate, train
 
 COMMANDS = {
     "hog": (hog, "HOG features of masked faces -> hog/1/model.onnx"),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import in_process, serving
+from benchmarks.gpu import pipeline_checks as in_process
+from benchmarks.gpu import server_checks as serving
 from benchmarks.gpu.rows import SIZES, Job, Row
-from benchmarks.ours import align_settings
+from benchmarks.speed.local_pipeline import align_settings
 
 STEPS = {
     **{name: getattr(in_process, name) for name in ("versions", "providers", "parity", "borders", "shares")},

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.docker import probe
 from deploy.local.server import LocalServer, ServerError
 from triton_face_client.sample_faces import sample_faces
-from triton_face_client.transport import plain_input
+from triton_face_client.transports.messages import plain_input
 
 LOOK_SECONDS = 1.0
 

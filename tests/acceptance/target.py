@@ -11,8 +11,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from tests import raw
-from tests.interface import INTERFACE
+from tests.support import raw_requests as raw
+from tests.support.interface import INTERFACE
 from triton_face_client import FaceFeatureClient, Tls
 
 Tensors = dict[str, np.ndarray]

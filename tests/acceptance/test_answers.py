@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from export.pose_checkpoint import load_pose_checkpoint
-from tests import oracles
+from export.pose.checkpoint import load_pose_checkpoint
 from tests.acceptance.agreement import POSE_TOLERANCE, VALUE_TOLERANCE
 from tests.acceptance.conftest import AssertAgree
 from tests.acceptance.target import by_frames, infer
-from tests.faces import photo_faces
-from tests.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS
+from tests.support import oracles
+from tests.support.face_data import photo_faces
+from tests.support.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS
 from triton_face_client import FaceFeatureClient
 
 HOG_TOLERANCE = 1e-5

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests import oracles
 from tests.acceptance.conftest import AssertAgree
 from tests.acceptance.target import Facts, Tensors, by_frames, infer
-from tests.bad_faces import BAD_FACES
-from tests.faces import photo_faces
+from tests.support import oracles
+from tests.support.face_data import photo_faces
+from tests.support.invalid_faces import BAD_FACES
 from triton_face_client import FaceFeatureClient
 
 refusals = pytest.mark.checks("Every bad face is refused as INVALID_ARGUMENT, with its index and the reason")

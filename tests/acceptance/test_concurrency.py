@@ -8,9 +8,9 @@ from tritonclient.utils import InferenceServerException
 
 from tests.acceptance.conftest import AssertAgree
 from tests.acceptance.target import Target, Tensors, by_frames, infer, wait_until
-from tests.bad_faces import BAD_FACES
-from tests.faces import photo_faces
-from tests.interface import ENSEMBLE_OUTPUTS
+from tests.support.face_data import photo_faces
+from tests.support.interface import ENSEMBLE_OUTPUTS
+from tests.support.invalid_faces import BAD_FACES
 from triton_face_client import FaceFeatureClient
 
 CALLERS = 32

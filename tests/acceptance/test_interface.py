@@ -5,8 +5,8 @@ import pytest
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from tests.acceptance.target import by_frames, infer
-from tests.faces import photo_faces
-from tests.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS, INTERFACE, MAX_BATCH_SIZE
+from tests.support.face_data import photo_faces
+from tests.support.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS, INTERFACE, MAX_BATCH_SIZE
 from triton_face_client import FaceFeatureClient
 
 pytestmark = pytest.mark.checks("The interface: tensors, shapes, types, 1 to 128 faces a request")

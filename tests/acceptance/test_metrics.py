@@ -10,7 +10,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from tests.acceptance.target import Facts, Target, by_frames, infer, wait_until
-from tests.faces import photo_faces
+from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient
 
 SERIES = re.compile(r"^(?P<name>\w+)(?:{(?P<labels>.*)})? (?P<value>\S+)", re.MULTILINE)

@@ -8,8 +8,8 @@ import pytest
 
 from tests.acceptance.conftest import AssertAgree
 from tests.acceptance.target import Tensors, by_frames, faces_computed, infer
-from tests.faces import photo_faces
-from tests.interface import ENSEMBLE_OUTPUTS
+from tests.support.face_data import photo_faces
+from tests.support.interface import ENSEMBLE_OUTPUTS
 from triton_face_client import FaceFeatureClient
 
 SUBSETS = [

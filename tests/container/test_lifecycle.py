@@ -26,7 +26,7 @@ from tests.container.container import (
     probe,
 )
 from tests.container.engine import Engine, Say
-from tests.faces import photo_faces
+from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
 
 KEY = "a-key-of-the-tests-and-no-other"
@@ -69,11 +69,11 @@ def test_probe_and_health_check_see_a_stub_that_hangs(
 ):
     """In the middle of a batch, while its other threads go on."""
     hull_mask = tmp_path / "hull_mask.py"
-    shutil.copy(PROJECT / "model_repository/align_mask/1/hull_mask.py", hull_mask)
+    shutil.copy(PROJECT / "model_repository/align_mask/1/align_mask/hull_mask.py", hull_mask)
     with hull_mask.open("a") as code:
         code.write("\nimport time\ndef hull_masks(*arguments, **options):\n    time.sleep(600)\n")
     hull_mask.chmod(0o644)
-    served = "/opt/triton-face/model_repository/align_mask/1/hull_mask.py"
+    served = "/opt/triton-face/model_repository/align_mask/1/align_mask/hull_mask.py"
     with Container(engine, [*confinement, f"--volume={hull_mask}:{served}:ro"]) as server:
         server.wait_until_ready()
         assert_probes(server, healthy=True)

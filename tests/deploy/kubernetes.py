@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from deploy.local.server import PROJECT
-from tests.prometheus import UNPACKED
+from tests.support.prometheus import UNPACKED
 
 KUSTOMIZATIONS = PROJECT / "deploy" / "k8s"
 OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls", "gpu-next")

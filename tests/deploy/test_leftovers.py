@@ -9,7 +9,7 @@ import pytest
 
 from deploy.docker.shm_regions import RegionPrefix, remove_leftovers
 from deploy.local.server import STUB_MEMORY_BYTES
-from tests.small_disks import run_with_small
+from tests.support.small_file_systems import run_with_small
 
 KILLED_AGAIN_AND_AGAIN = """
 import json, os, signal, subprocess, sys, tempfile
@@ -18,8 +18,8 @@ from deploy.docker.shm_regions import SHARED_MEMORY
 from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.deploy.production_server import ProductionServer
-from tests.faces import photo_faces
-from tests.serve import read_until_ready, start, the_server
+from tests.support.face_data import photo_faces
+from tests.support.make_serve import read_until_ready, start, the_server
 from triton_face_client import FaceFeatureClient
 
 repository, kind, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

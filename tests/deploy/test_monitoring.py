@@ -14,7 +14,7 @@ import yaml
 from deploy.local.server import PROJECT
 from deploy.monitoring.panels import scaling_targets
 from tests.deploy.kubernetes import objects
-from tests.prometheus import UNPACKED
+from tests.support.prometheus import UNPACKED
 
 MONITORING = PROJECT / "deploy" / "monitoring"
 FLEET = PROJECT / "docs" / "fleet.md"

@@ -19,14 +19,14 @@ import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.reliability.overload import overload
 from deploy.docker import probe
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import server_processes
 from tests.deploy.kubelet import PROBE, Kubelet, look
 from tests.deploy.production_server import ProductionServer
-from tests.faces import photo_faces
-from tests.raw import infer
+from tests.reliability.overload import overload
+from tests.support.face_data import photo_faces
+from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, Retry
 
 DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
@@ -56,7 +56,7 @@ def own(repository: Path) -> Iterator[ProductionServer]:
 
 ALIGN_MASK = """
     import pathlib, time
-    order = pathlib.Path(__file__).parent / "order"
+    order = pathlib.Path(__file__).parents[1] / "order"
     order = order.read_text() if order.exists() else ""
     if order == "hang":
         time.sleep(600)
@@ -94,7 +94,7 @@ class TritonPythonModel:
 def obedient(repository: Path, tmp_path: Path) -> Path:
     """Give a repository whose align_mask and hog raise, hang or are slow when told by `give_order`."""
     models = shutil.copytree(repository, tmp_path / "obedient")
-    pipeline = models / "align_mask" / "1" / "face_pipeline.py"
+    pipeline = models / "align_mask" / "1" / "align_mask" / "pipeline.py"
     begins = '    with clock.stage("align"):\n        alignment'
     assert pipeline.read_text().count(begins) == 1
     pipeline.write_text(pipeline.read_text().replace(begins, ALIGN_MASK + begins))
@@ -260,7 +260,7 @@ def test_the_largest_request_is_no_hang(container: dict, production: ProductionS
 LARGEST = """
 import sys
 import numpy as np
-from tests.raw import infer
+from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
 from triton_face_client.sample_faces import sample_faces
 frames, landmarks = sample_faces(128)

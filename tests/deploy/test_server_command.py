@@ -17,9 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.local.server import PROJECT, STUB_MEMORY_BYTES, find_triton, library_folders
 from tests.deploy.production_server import ProductionServer
-from tests.faces import photo_faces
+from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient, ServiceUnavailableError
-from triton_face_client.endpoint import Tls
+from triton_face_client.transports.channel import Tls
 
 SCRIPT = PROJECT / "deploy" / "docker" / "serve.sh"
 

@@ -14,8 +14,8 @@ import yaml
 from deploy.local.server import PROJECT
 from deploy.monitoring.panels import for_pod, scaling_targets
 from tests.deploy.production_server import ProductionServer
-from tests.faces import photo_faces
-from tests.prometheus import Prometheus
+from tests.support.face_data import photo_faces
+from tests.support.prometheus import Prometheus
 from triton_face_client import FaceFeatureClient
 
 MONITORING = PROJECT / "deploy" / "monitoring"

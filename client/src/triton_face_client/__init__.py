@@ -1,9 +1,7 @@
 """Client of the triton-face-features service."""
 
-from triton_face_client.answers import Answers
 from triton_face_client.async_client import AsyncFaceFeatureClient
 from triton_face_client.client import FaceFeatureClient
-from triton_face_client.endpoint import Tls
 from triton_face_client.errors import (
     DeadlineError,
     FaceServiceError,
@@ -18,7 +16,9 @@ from triton_face_client.pyfeat import (
     extract_hog_features,
     pose_from_landmarks,
 )
-from triton_face_client.retry import Retry
+from triton_face_client.requests.answers import Answers
+from triton_face_client.requests.retry import Retry
+from triton_face_client.transports.channel import Tls
 
 __all__ = [
     "Answers",

@@ -2,7 +2,7 @@
 
 import sys
 
-from triton_face_client.command import main
+from triton_face_client.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

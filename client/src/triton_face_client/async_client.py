@@ -10,9 +10,11 @@ from typing import Any
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.answers import Answers, Call, Window
+from triton_face_client.base_client import Settings
 from triton_face_client.errors import ServiceUnavailableError
-from triton_face_client.exchange import (
+from triton_face_client.requests.answers import Answers, Call, Window
+from triton_face_client.requests.model_config import Model
+from triton_face_client.requests.request import (
     LINGER_SECONDS,
     Action,
     Conversation,
@@ -20,9 +22,7 @@ from triton_face_client.exchange import (
     Wait,
     take_leave,
 )
-from triton_face_client.service import Model
-from triton_face_client.settings import Settings
-from triton_face_client.transport import Manage
+from triton_face_client.transports.messages import Manage
 
 
 class AsyncFaceFeatureClient(Settings):

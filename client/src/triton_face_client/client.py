@@ -10,12 +10,12 @@ from typing import Any
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.answers import Answers, Call, Window
+from triton_face_client.base_client import Settings
 from triton_face_client.errors import ServiceUnavailableError
-from triton_face_client.exchange import Policy, take_leave
-from triton_face_client.service import Model
-from triton_face_client.settings import Settings
-from triton_face_client.turns import Turns, Worker
+from triton_face_client.requests.answers import Answers, Call, Window
+from triton_face_client.requests.model_config import Model
+from triton_face_client.requests.request import Policy, take_leave
+from triton_face_client.requests.scheduler import Turns, Worker
 
 
 class FaceFeatureClient(Settings):

@@ -6,7 +6,7 @@ trained on the 68 points themselves; `docs/landmarks.md` has the distances that 
 agree closely, brows less so, and the jaw is approximate.
 
 The synthetic heads on which the pose network was trained take their landmarks from the mesh by a list of
-their own (`LANDMARK_VERTICES` in `export/pose_training/head.py`). It has other vertices at the jaw's points
+their own (`LANDMARK_VERTICES` in `export/pose/training/head.py`). It has other vertices at the jaw's points
 3 to 7 and 9 to 13, and stays as it is, because the shipped weights were learned with it.
 """
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from triton_face_client.base_client import DEFAULT_URL
 from triton_face_client.client import FaceFeatureClient
-from triton_face_client.faces import LANDMARKS
 from triton_face_client.pose import subject_pose
-from triton_face_client.settings import DEFAULT_URL
+from triton_face_client.requests.faces import LANDMARKS
 from triton_face_client.torch_bridge import as_array
 
 URL_VARIABLE = "TRITON_FACE_URL"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from triton_face_client.faces import LANDMARKS
+from triton_face_client.requests.faces import LANDMARKS
 
 
 def sample_faces(count: int, size: int = 112, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

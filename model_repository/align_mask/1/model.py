@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import triton_python_backend_utils as pb_utils
 
-from face_checks import Faults, reason, request_fault
-from face_pipeline import Faces, process
-from metrics import Metrics, Tally
-from settings import Settings
-from stage_clock import StageClock
-from warp import has_reference_bits
+from align_mask.face_checks import Faults, reason, request_fault
+from align_mask.metrics import Metrics, Tally
+from align_mask.pipeline import Faces, process
+from align_mask.settings import Settings
+from align_mask.stage_clock import StageClock
+from align_mask.warp import has_reference_bits
 
 MOST_NAMED_FACES = 8
 """How many faulty faces of a request its error spells out."""

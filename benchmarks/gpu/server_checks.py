@@ -1,0 +1,393 @@
+"""Checks and measurements through a real server."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tritonclient.utils import InferenceServerException
+
+from align_mask.pipeline import process
+from align_mask.stage_clock import StageClock
+from benchmarks.gpu.pipeline_checks import (
+    EXACT,
+    Answers,
+    answers,
+    check_faces,
+    differing,
+    provider,
+    session,
+    worst,
+)
+from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Rows, check
+from benchmarks.gpu.shared_memory import Caller
+from benchmarks.speed.load import Load, OwnClient
+from benchmarks.speed.local_pipeline import align_settings
+from benchmarks.speed.pyfeat_process import PyFeat, median_ratio, take_turns, timed
+from deploy.local import LocalServer
+from tests.support.face_data import photo_faces
+from tests.support.processes import resident_megabytes
+from triton_face_client import FaceFeatureClient
+from triton_face_client.requests.model_config import ALIGN_MASK_OUTPUTS, ENSEMBLE_OUTPUTS
+
+POOL = 256 * 2**20
+"""Bytes of Triton's CUDA pool, as deploy/docker/serve.sh sets it for the profile gpu."""
+
+SMALL_POOL = 2**20
+
+START_SECONDS = 60
+"""For the client processes to import their packages."""
+
+CALLERS = 8
+"""Connections of a concurrent comparison."""
+
+ROWS = (1, 3, 8, 32)
+"""Faces a request of a concurrent comparison."""
+
+PEER_FACES = 64
+
+GOALS = {"message": 8000, "shared memory": 20_000}
+"""Faces a second."""
+
+PEER_GOAL = 20
+"""Times py-feat's speed."""
+
+
+def serve(
+    job: Job, pool: int = POOL, models: tuple[str, ...] = ("*",), repository: Path | None = None
+) -> LocalServer:
+    """Return a server of the job's device, to be entered."""
+    profile = ("--model-config-name=gpu",) if job.device == "cuda" else ()
+    options = (*profile, f"--cuda-memory-pool-byte-size=0:{pool}")
+    return LocalServer(repository or job.repository, options=options, models=models)
+
+
+def serving(job: Job) -> Rows:
+    """Start the server, read from its log where its instances run, compare its answers."""
+    frames, landmarks = check_faces(min(64, job.size.faces))
+    start = time.perf_counter()
+    with serve(job) as server, FaceFeatureClient(server.grpc_url) as client:
+        yield check("server ready after, s", round(time.perf_counter() - start, 1))
+        log = server.log_path.read_text()
+        for model in ("hog", "pose_mlp"):
+            count = len(re.findall(rf"{model}\w* runs on {provider(job.device)}", log))
+            wanted = job.instances(model)
+            title = f"{model}: instances on {provider(job.device)}"
+            yield check(title, count, f"{wanted}", count == wanted)
+        on_cpu = log.count("the warp runs on the CPU")
+        yield check("align_mask: instances that fell back to the CPU", on_cpu, "0", on_cpu == 0)
+        served = client.features(frames, landmarks, ENSEMBLE_OUTPUTS)
+        served |= client.align(frames, landmarks, ALIGN_MASK_OUTPUTS)
+        for name, expected in answers(job, frames, landmarks).items():
+            yield differing(f"{name} served against in process", served[name], expected)
+        alone = [client.features(frames[[face]], landmarks[[face]]) for face in range(8)]
+        for name in ("HOG", "POSE"):
+            single = np.concatenate([one[name] for one in alone])
+            yield differing(f"{name} served, single against batched", single, served[name][:8])
+
+
+def pool(job: Job) -> Rows:
+    """Fill a CUDA pool of 1 MB with concurrent requests: every answer is right or an error."""
+    reference = _reference(job)
+    with serve(job, SMALL_POOL) as server:
+        for kind in _kinds(job):
+            yield from _verdict(
+                f"pool of 1 MB, tensors in {kind}", count_answers(job, server, kind, reference)
+            )
+
+
+def _verdict(what: str, counts: Counter[str]) -> Rows:
+    measured = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    yield check(what, measured, "right or an error, none wrong", counts["right"] > 0 and not counts["wrong"])
+
+
+def _kinds(job: Job) -> tuple[str, ...]:
+    return ("message", "system", "cuda") if job.device == "cuda" else ("message", "system")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Faces and what the device answers for them in process."""
+
+    frames: np.ndarray
+    landmarks: np.ndarray
+    answers: Answers
+
+
+def _reference(job: Job) -> Reference:
+    frames, landmarks = check_faces(2 * max(ROWS))
+    return Reference(frames, landmarks, answers(job, frames, landmarks))
+
+
+def count_answers(job: Job, server: LocalServer, kind: str, reference: Reference) -> Counter[str]:
+    """Send requests from several connections and count right and wrong answers and errors."""
+
+    def call(number: int) -> Counter[str]:
+        generator, counts = np.random.default_rng([SEED, number]), Counter()
+        with Caller(server.grpc_url, server.admin_headers, kind) as caller:
+            for _ in range(-(-job.size.requests // CALLERS)):
+                counts[_request(caller, reference, generator)] += 1
+        return counts
+
+    with concurrent.futures.ThreadPoolExecutor(CALLERS) as threads:
+        return sum(threads.map(call, range(CALLERS)), Counter())
+
+
+def _request(caller: Caller, reference: Reference, generator: np.random.Generator) -> str:
+    count = int(generator.choice(ROWS))
+    first = int(generator.integers(0, len(reference.frames) - count + 1))
+    rows = slice(first, first + count)
+    model, outputs = [
+        ("ensemble", ("HOG", "POSE", *EXACT)),
+        ("ensemble", ("HOG",)),
+        ("align_mask", ("MASKED_FACES", *EXACT)),
+    ][generator.integers(3)]
+    inputs = {"FRAMES": reference.frames[rows], "LANDMARKS": reference.landmarks[rows]}
+    expected = {name: reference.answers[name][rows] for name in outputs}
+    try:
+        got = caller.ask(model, inputs, expected)
+    except InferenceServerException:
+        return "error"
+    return "right" if all(_is_right(name, got[name], expected[name]) for name in outputs) else "wrong"
+
+
+def _is_right(name: str, got: np.ndarray | None, expected: np.ndarray) -> bool:
+    if got is None or got.shape != expected.shape:
+        return False
+    size = np.maximum(1, np.abs(expected)) if name == "POSE" else 1
+    return bool((worst(got / size, expected / size) <= (0 if name in EXACT else TOLERANCE)).all())
+
+
+def handover(job: Job) -> Rows:
+    """Compare masked faces handed to hog in host memory with those in GPU memory, at three pool sizes."""
+    reference = _reference(job)
+    on_device = _hand_over_on_device(job.repository)
+    variants = [("device", on_device, POOL)]
+    if job.device == "cuda":
+        variants = [("host", job.repository, POOL)]
+        variants += [("device", on_device, size) for size in (64 * 2**20, POOL, SMALL_POOL)]
+    for where, repository, size in variants:
+        with serve(job, size, repository=repository) as server, Clients(server, 1) as clients:
+            counts = count_answers(job, server, "message", reference)
+            counts += count_answers(job, server, "system", reference)
+            yield from _verdict(f"masked faces in {where} memory, pool of {size >> 20} MB", counts)
+            load = clients.run("system", "FRAMES_UINT8", job.size.batches[-1], 4, job.size.seconds)
+            yield {
+                "masked faces": where,
+                "pool, MB": size >> 20,
+                "faces a request": job.size.batches[-1],
+                "faces/s": round(load.faces_per_second),
+            }
+
+
+def _hand_over_on_device(repository: Path) -> Path:
+    target = repository.with_name("on_device")
+    shutil.copytree(repository, target)
+    for path in (target / "align_mask").rglob("*.pbtxt"):
+        off = r'(key: "masked_faces_on_device"\s*value: { string_value: )"false"'
+        path.write_text(re.sub(off, r'\1"true"', path.read_text()))
+    return target
+
+
+class Clients(contextlib.AbstractContextManager):
+    """Client processes that load one server together."""
+
+    def __init__(self, server: LocalServer, count: int) -> None:
+        self._server = server
+        self._count = count
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            count, spawn, initializer=_keep_barrier, initargs=(spawn.Barrier(count, timeout=START_SECONDS),)
+        )
+
+    def __exit__(self, *_exception: object) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+    def run(self, kind: str, frames_input: str, batch: int, threads: int, seconds: float) -> Load:
+        """Load the server with `threads` connections of each process.
+
+        Returns
+        -------
+        Load
+            Faces a second of all together; the median process's p50 and the slowest process's p99.
+        """
+        shm = {"message": False, "system": True, "cuda": "cuda"}[kind]
+        client, load = (shm, self._server.admin_headers), (frames_input, batch, threads, seconds)
+        order = client, (self._server.grpc_url, *load)
+        loads = list(self._pool.map(_client_load, [order] * self._count))
+        return Load(
+            sum(load.faces_per_second for load in loads),
+            float(np.median([load.p50_ms for load in loads])),
+            max(load.p99_ms for load in loads),
+        )
+
+
+_barriers: list[threading.Barrier] = []
+"""In a client process, the one that all of its clients wait at."""
+
+
+def _keep_barrier(barrier: threading.Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _client_load(order: tuple[tuple[bool | str, dict[str, str]], tuple[str, str, int, int, float]]) -> Load:
+    """Load the server in a client process, when all of them are there."""
+    client, load = order
+    _barriers[0].wait()
+    return OwnClient(*client).run(*load)
+
+
+def speed(job: Job) -> Rows:
+    """Sweep messages and system shared memory; then divide up the server's time."""
+    with serve(job) as server:
+        yield from _sweep(job, server, "message", GOALS["message"])
+        yield from _sweep(job, server, "system", GOALS["shared memory"])
+        yield from _server_time(job, server)
+
+
+def speed_cuda(job: Job) -> Rows:
+    """Sweep CUDA shared memory, with frames that lie on the GPU."""
+    if job.device == "cpu":
+        yield check("CUDA shared memory", "needs a GPU")
+        return
+    with serve(job) as server:
+        yield from _sweep(job, server, "cuda", GOALS["shared memory"])
+
+
+def _sweep(job: Job, server: LocalServer, kind: str, goal: int) -> Rows:
+    """Load the server over one transport with each number of clients, type of frames and faces a request."""
+    best = 0.0
+    for count in job.size.clients:
+        with Clients(server, count) as clients:
+            for frames, batch in itertools.product(("FRAMES", "FRAMES_UINT8"), job.size.batches):
+                load = clients.run(kind, frames, batch, 1 if count == 1 else 2, job.size.seconds)
+                best = max(best, load.faces_per_second)
+                yield {
+                    "clients": count,
+                    "transport": kind,
+                    "frames": frames,
+                    "faces a request": batch,
+                    "faces/s": round(load.faces_per_second),
+                    "p50, ms": round(load.p50_ms, 2),
+                    "p99, ms": round(load.p99_ms, 2),
+                }
+    reached = None if job.device == "cpu" else best >= goal
+    yield check(f"best faces/s over {kind}", round(best), f"at least {goal:,}", reached)
+
+
+METRICS_SECONDS = 2.0
+"""align_mask hands its counters to Triton after a moment."""
+
+
+def _server_time(job: Job, server: LocalServer) -> Rows:
+    """Load the server at 64 faces a request; yield microseconds a face by model and align_mask's stage."""
+    before = _counters(server)
+    with Clients(server, 1) as clients:
+        clients.run("system", "FRAMES_UINT8", min(PEER_FACES, job.size.batches[-1]), 4, job.size.seconds)
+    time.sleep(METRICS_SECONDS)
+    spent = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
+    faces = spent['nv_inference_count{model="hog",version="1"}']
+    for name, value in sorted(spent.items()):
+        if match := re.fullmatch(r'align_mask_stage_seconds_total{.*stage="(\w+)".*}', name):
+            yield {"part": f"align_mask: {match[1]}", "µs a face": round(1e6 * value / faces, 1)}
+        pattern = r'nv_inference_((?:queue|compute_\w+)_duration_us){model="(\w+)".*}'
+        if match := re.fullmatch(pattern, name):
+            yield {"part": f"{match[2]}: {match[1][:-12]}", "µs a face": round(value / faces, 1)}
+
+
+def _counters(server: LocalServer) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    samples = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
+
+
+def peer(job: Job) -> Rows:
+    """Alternate py-feat's batched path with ours, in process and served, at 64 faces."""
+    python = os.environ.setdefault("PYFEAT_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import importlib.util as i; i.find_spec('feat').origin"]).returncode:
+        yield check("py-feat", "not installed: PYFEAT_PYTHON names a Python without it")
+        return
+    faces = min(PEER_FACES, job.size.batches[-1])
+    frames, landmarks = photo_faces(faces, SEED)
+    ours = _hog_of(job, torch.from_numpy(frames).to(job.device), torch.from_numpy(landmarks))
+    with (
+        serve(job) as server,
+        Clients(server, job.size.clients[-1]) as clients,
+        PyFeat(frames, landmarks, job.device) as pyfeat,
+    ):
+
+        def served() -> float:
+            return faces / clients.run("system", "FRAMES", faces, 2, job.size.seconds).faces_per_second
+
+        seconds = take_turns(
+            {
+                "py-feat": lambda: pyfeat.seconds("batched", faces, len(os.sched_getaffinity(0))),
+                "ours in process": timed(ours),
+                "served": served,
+            },
+            job.size.rounds,
+        )
+    for name, values in seconds.items():
+        ratio = median_ratio(seconds["py-feat"], values)
+        yield {
+            "side": name,
+            "faces": faces,
+            "faces/s": round(faces / float(np.median(values))),
+            "times py-feat": round(ratio, 2),
+        }
+        if name != "py-feat":
+            reached = None if job.device == "cpu" else ratio >= PEER_GOAL
+            yield check(f"{name}, times py-feat's speed", round(ratio, 2), f"at least {PEER_GOAL}", reached)
+
+
+def _hog_of(job: Job, frames: torch.Tensor, landmarks: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Return what computes the faces' HOG as the models do: masked faces to the host, HOG on the device."""
+    hog, settings = session(job, "hog"), align_settings()
+
+    def compute() -> np.ndarray:
+        faces = process(frames, landmarks, frozenset({"MASKED_FACES"}), settings, StageClock())
+        return hog.run(["HOG"], {"MASKED_FACES": faces.outputs["MASKED_FACES"].cpu().numpy()})[0]
+
+    return compute
+
+
+def memory(job: Job) -> Rows:
+    """Measure what each model's instances take of the GPU, idle and after a load, and all together."""
+    largest = job.size.batches[-1]
+    for model in ("align_mask", "hog", "pose_mlp") if job.device == "cuda" else ("pose_mlp",):
+        before = _used_megabytes(job, None)
+        with serve(job, models=(model,)) as server:
+            used = _used_megabytes(job, server.pid) - before
+        instances = job.instances(model)
+        yield {"model": model, "instances": instances, "MB an instance": round(used / instances)}
+    if job.device == "cuda":
+        before = _used_megabytes(job, None)
+        with serve(job) as server, Clients(server, 1) as clients:
+            yield check("MB of all models at start", round(_used_megabytes(job, server.pid) - before))
+            clients.run("system", "FRAMES", largest, 4, job.size.seconds)
+            used = _used_megabytes(job, server.pid) - before
+            yield check(f"MB of all models after requests of {largest} faces", round(used))
+
+
+def _used_megabytes(job: Job, pid: int | None) -> float:
+    """Return the GPU's used memory; in a dry run the resident memory of the server's processes."""
+    if job.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20
+    return resident_megabytes(pid) if pid else 0.0

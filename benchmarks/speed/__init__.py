@@ -1,0 +1,1 @@
+"""Speed side by side with py-feat, parity, equality of the masks."""

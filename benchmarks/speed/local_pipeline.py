@@ -1,0 +1,60 @@
+"""The service's own computation in one process: py-feat's calls and the cost of serving compare with it."""
+
+import numpy as np
+import onnxruntime
+import torch
+from google.protobuf import json_format
+
+from align_mask.pipeline import process
+from align_mask.settings import Settings
+from align_mask.stage_clock import StageClock
+from export.repository import DEFAULT_REPOSITORY, read_config
+
+_WANTED = frozenset({"MASKED_FACES"})
+
+
+class InProcess:
+    """align_mask's pipeline, the HOG graph and the pose graph, called one after the other.
+
+    Parameters
+    ----------
+    threads : int
+        Threads of PyTorch and of ONNX Runtime.
+    """
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.settings = align_settings()
+        hog_config = read_config(DEFAULT_REPOSITORY, "hog")
+        self.rows_per_run = int(hog_config.parameters["cpu_rows_per_run"].string_value)
+        self._hog, self._pose = (_session(name, threads) for name in ("hog", "pose_mlp"))
+
+    def hog(self, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        """Return HOG float32 ``[N, 5408]`` of frames ``[N, 3, H, W]`` and landmarks ``[N, 68, 2]``."""
+        faces = process(
+            torch.from_numpy(frames), torch.from_numpy(landmarks), _WANTED, self.settings, StageClock()
+        )
+        masked = faces.outputs["MASKED_FACES"].numpy()
+        runs = range(0, len(masked), self.rows_per_run)
+        features = [
+            self._hog.run(None, {"MASKED_FACES": masked[first : first + self.rows_per_run]})[0]
+            for first in runs
+        ]
+        return np.concatenate(features)
+
+    def features(self, frames: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return HOG and POSE, as the ensemble does."""
+        return self.hog(frames, landmarks), self._pose.run(None, {"LANDMARKS": landmarks})[0]
+
+
+def align_settings() -> Settings:
+    """Read what align_mask is configured to do."""
+    config = read_config(DEFAULT_REPOSITORY, "align_mask")
+    return Settings.from_model_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
+
+
+def _session(name: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    path = DEFAULT_REPOSITORY / name / "1" / "model.onnx"
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,1 @@
+"""Pictures of aligned faces, masks, HOG and head pose."""

@@ -1,0 +1,1 @@
+"""How tensors reach the server: in the gRPC message, in system or in CUDA shared memory."""

@@ -1,0 +1,1 @@
+"""Landmark tables, images and videos in; face crops; files of features out."""

@@ -1,0 +1,219 @@
+"""``evaluate-pose``: how far a pose MLP is off, beside the geometric baseline."""
+
+import argparse
+import dataclasses
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from export.atomic import replacing
+from export.errors import ExportError
+from export.pose.checkpoint import DEFAULT_CHECKPOINT
+from export.pose.training.baseline import METHODS, baseline_angles
+from export.pose.training.dataset import check_landmarks, sample_faces
+from export.pose.training.faces_file import read_faces
+from export.pose.training.network import PoseNetwork, estimate, load_network
+
+SYNTHETIC_SEED = 20_000_003
+"""Seed of the held-out identities; no training seed below ten million draws from it."""
+
+SYNTHETIC_FACES = 4000
+ANGLES = ("Pitch", "Roll", "Yaw")
+BIN_EDGES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
+"""Degrees of |raw Roll|, the turn about the vertical axis that people call yaw."""
+
+METHOD_TITLES = {"mlp": "MLP", "procrustes": "mean head, Procrustes", "pnp": "mean head, PnP"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Errors of the network and of the baselines on one set of faces.
+
+    Attributes
+    ----------
+    title : str
+        Name of the set.
+    angles : ndarray, shape (N, 3)
+        Reference raw Pitch, Roll, Yaw in degrees.
+    errors : dict of str to ndarray, shape (N, 3)
+        Signed errors in degrees, estimate minus reference, by method.
+    """
+
+    title: str
+    angles: np.ndarray
+    errors: dict[str, np.ndarray]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``evaluate-pose``."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=DEFAULT_CHECKPOINT,
+        metavar="FILE.safetensors",
+        help="checkpoint to judge (default: the one shipped)",
+    )
+    parser.add_argument("--meta", type=Path, default=None, help="its .json (default: beside the weights)")
+    parser.add_argument(
+        "--faces",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="NPZ or CSV files with landmarks and reference angles",
+    )
+    parser.add_argument(
+        "--synthetic",
+        type=int,
+        default=SYNTHETIC_FACES,
+        metavar="N",
+        help="held-out synthetic faces, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="error plot")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table a set of faces, and draw the plot, as `add_arguments` describes."""
+    if args.synthetic < 0:
+        raise ExportError(f"--synthetic must not be negative, it is {args.synthetic}")
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise ExportError(f"--plot must end in .png, it is {args.plot}")
+    network = load_network(args.weights, args.meta)
+    sets = [(path.stem, *read_faces(path)) for path in args.faces]
+    if args.synthetic:
+        sets.append(("held-out synthetic faces", *synthetic_faces(args.synthetic)))
+    if not sets:
+        raise ExportError("nothing to evaluate: give --faces, or --synthetic more than 0")
+    comparisons = [compare(network, *faces) for faces in sets]
+    for comparison in comparisons:
+        print(format_table(comparison))
+    if args.plot is not None:
+        plot_errors(comparisons, args.plot)
+        print(f"wrote {args.plot}")
+
+
+def synthetic_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw held-out synthetic faces, as training does but from `SYNTHETIC_SEED`.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+
+    Returns
+    -------
+    landmarks : ndarray, shape (count, 68, 2)
+    angles : ndarray, shape (count, 3)
+        Raw Pitch, Roll, Yaw in degrees.
+    """
+    faces = sample_faces(count, torch.Generator().manual_seed(SYNTHETIC_SEED))
+    return faces.landmarks.double().numpy(), np.degrees(faces.poses[:, :3].double().numpy())
+
+
+def compare(network: PoseNetwork, title: str, landmarks: np.ndarray, angles: np.ndarray) -> Comparison:
+    """Run the network and both baselines on faces.
+
+    Parameters
+    ----------
+    network : PoseNetwork
+    title : str
+        Name of the set.
+    landmarks : ndarray, shape (N, 68, 2)
+    angles : ndarray, shape (N, 3)
+        Reference raw Pitch, Roll, Yaw in degrees.
+
+    Raises
+    ------
+    ExportError
+        When a face has a non-finite landmark or no eye distance.
+    """
+    check_landmarks(landmarks, title)
+    estimates = {"mlp": estimate(network, landmarks)[:, :3]}
+    estimates |= {method: baseline_angles(landmarks, method) for method in METHODS}
+    errors = {method: _wrapped(np.degrees(estimated) - angles) for method, estimated in estimates.items()}
+    return Comparison(title, angles, errors)
+
+
+def _wrapped(degrees: np.ndarray) -> np.ndarray:
+    return (degrees + 180.0) % 360.0 - 180.0
+
+
+def _bins(angles: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return names and masks: all, |raw Roll| up to 60°, and each bin that has a face."""
+    turn = np.abs(angles[:, 1])
+    rows = [("all", np.ones(len(turn), dtype=bool)), ("≤ 60°", turn <= 60.0)]
+    for low, high in itertools.pairwise(BIN_EDGES):
+        upper = turn <= high if high == BIN_EDGES[-1] else turn < high
+        rows.append((f"{low:.0f}–{high:.0f}°", (turn >= low) & upper))
+    return [(name, mask) for name, mask in rows if mask.any()]
+
+
+def format_table(comparison: Comparison) -> str:
+    """Return a Markdown table of MAEs in degrees, overall and in bins of |raw Roll|."""
+    methods = list(comparison.errors)
+    header = " | ".join(METHOD_TITLES[method] for method in methods)
+    lines = [
+        f"\n{comparison.title}: mean absolute error in degrees, raw Pitch / Roll / Yaw",
+        f"| abs. raw Roll | faces | {header} |",
+        "| --- | ---: |" + " --- |" * len(methods),
+    ]
+    for name, mask in _bins(comparison.angles):
+        cells = [
+            " / ".join(f"{mae:.2f}" for mae in np.abs(comparison.errors[method][mask]).mean(axis=0))
+            for method in methods
+        ]
+        lines.append(f"| {name} | {int(mask.sum())} | {' | '.join(cells)} |")
+    worst = np.abs(comparison.errors["mlp"]).max(axis=0)
+    bias = comparison.errors["mlp"].mean(axis=0)
+    lines.append("MLP, largest error: " + " / ".join(f"{value:.2f}" for value in worst))
+    lines.append("MLP, mean error: " + " / ".join(f"{value:+.2f}" for value in bias))
+    return "\n".join(lines)
+
+
+def plot_errors(comparisons: list[Comparison], path: Path) -> None:
+    """Draw MAE against |raw Roll| for each set (rows) and angle (columns), and write a PNG.
+
+    Parameters
+    ----------
+    comparisons : list of Comparison
+    path : Path
+        Where to write; an existing file is replaced when the drawing is done.
+
+    Raises
+    ------
+    ExportError
+        When the file cannot be written.
+    """
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(10, 2.9 * len(comparisons)), layout="constrained")
+        panels = figure.subplots(len(comparisons), 3, squeeze=False)
+        for row, comparison in zip(panels, comparisons, strict=True):
+            for column, panel in enumerate(row):
+                _draw_panel(panel, comparison, column)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        try:
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=110)
+        except OSError as error:
+            raise ExportError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _draw_panel(panel: Axes, comparison: Comparison, column: int) -> None:
+    rows = [row for row in _bins(comparison.angles) if "–" in row[0]]
+    width = 0.8 / len(comparison.errors)
+    for number, (method, errors) in enumerate(comparison.errors.items()):
+        places = np.arange(len(rows)) + (number + 0.5) * width - 0.4
+        means = [np.abs(errors[mask, column]).mean() for _, mask in rows]
+        panel.bar(places, means, width, label=METHOD_TITLES[method])
+    labels = [f"{name}\nn = {int(mask.sum())}" for name, mask in rows]
+    panel.set_xticks(np.arange(len(rows)), labels, fontsize=7)
+    panel.set_title(f"{comparison.title}: {ANGLES[column]}")
+    panel.set_xlabel("|raw Roll|, the turn to the side")
+    panel.set_ylabel("MAE in degrees")
+    panel.grid(axis="y", alpha=0.3)

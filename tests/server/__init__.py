@@ -1,0 +1,1 @@
+"""Tests of the served models and of the local server."""

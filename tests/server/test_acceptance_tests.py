@@ -1,0 +1,289 @@
+"""The acceptance tests themselves: they pass on a sound server of another profile and fail on wrong ones."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import trustme
+
+from align_mask.warp import warp
+from deploy.local import LocalServer
+from deploy.local.server import HOST, PROJECT
+from export.pose.command import export_pose
+from tests.acceptance import target
+from tests.acceptance.agreement import assert_agree
+from tests.acceptance.target import (
+    NotOurServerError,
+    Target,
+    by_frames,
+    examine,
+    faces_computed,
+    infer,
+    wait_until,
+)
+from tests.support import oracles
+from tests.support.face_data import photo_faces
+from tests.support.fixtures import write_pose_checkpoint
+from tests.support.interface import ENSEMBLE_OUTPUTS
+from triton_face_client import FaceFeatureClient, Tls
+
+NAME = "faces.test"
+"""In the server's certificate, as in a pod's that is reached through a forwarded port."""
+
+ALIGNMENT = "Alignment, landmarks and masks"
+HOG = "HOG is that of the masked faces"
+POSE = "POSE is that of the checkpoint"
+REFUSALS = "Every bad face is refused"
+MIXED = "32 callers at once"
+NEIGHBOURS = "Bad faces are refused and change no answer"
+INTERFACE = "The interface"
+METRICS = "Metrics count faces"
+HEARTBEATS = "Every instance of align_mask"
+
+
+def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run some acceptance tests as an operator does."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/acceptance",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        tests,
+    ]
+    return subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def results(output: str) -> dict[str, str]:
+    """Return the table's rows, each by its first words, with their results."""
+    table = output[output.index("\nchecked ") :]
+    return {
+        name: match[1]
+        for name in (ALIGNMENT, HOG, POSE, REFUSALS, MIXED, NEIGHBOURS, INTERFACE, METRICS, HEARTBEATS)
+        if (
+            match := re.search(rf"^{re.escape(name)}.*?  +(passed|FAILED|not checked)  ", table, re.MULTILINE)
+        )
+    }
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a server's and a client's certificate, named as in a Kubernetes Secret."""
+    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
+    certificate = authority.issue_cert(NAME)
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
+    """Give a server with another profile that wants a certificate of its clients."""
+    options = (
+        "--model-config-name=cpu",
+        "--grpc-use-ssl=1",
+        "--grpc-use-ssl-mutual=1",
+        f"--grpc-server-cert={certificates / 'tls.crt'}",
+        f"--grpc-server-key={certificates / 'tls.key'}",
+        f"--grpc-root-cert={certificates / 'ca.crt'}",
+    )
+    with LocalServer(repository, options=options) as running:
+        yield running
+
+
+def test_the_cpu_profile_is_warm_and_gives_the_same_bits(
+    tuned: LocalServer, certificates: Path, client: FaceFeatureClient
+):
+    faces = by_frames(*photo_faces(20, 61))
+    tls = Tls(*(certificates / name for name in ("ca.crt", "tls.crt", "tls.key")), server_name=NAME)
+    with FaceFeatureClient(tuned.grpc_url, tls=tls) as own:
+        config = own.connection.get_model_config("align_mask").config
+        warm = config.instance_group[0].count * sum(warmup.batch_size for warmup in config.model_warmup)
+        assert warm > 0
+        assert wait_until(lambda: faces_computed(own)["align_mask"] == warm, 10)
+        answers = infer(own, "ensemble", faces, ENSEMBLE_OUTPUTS)
+    expected = infer(client, "ensemble", faces, ENSEMBLE_OUTPUTS)
+    for name in ENSEMBLE_OUTPUTS:
+        np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
+
+
+def test_a_sound_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
+    done = accept(
+        "oracle or hog or torch or metadata or never_mixed or metrics",
+        f"--server={tuned.grpc_url}",
+        f"--metrics={tuned.metrics_url}",
+        f"--tls-folder={certificates}",
+        f"--tls-name={NAME}",
+        f"--basetemp={tmp_path / 'own'}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{tuned.grpc_url}: Triton 2.51.0, no model on a GPU" in done.stdout
+    rows = (ALIGNMENT, HOG, POSE, MIXED, INTERFACE, METRICS, HEARTBEATS)
+    assert results(done.stdout) == dict.fromkeys(rows, "passed")
+    assert not list((tmp_path / "own").glob("served*")), "no model is built for a server that is there"
+
+
+def configured(repository: Path, **parameters: str) -> None:
+    """Change parameters of align_mask."""
+    path = repository / "align_mask" / "config.pbtxt"
+    text = path.read_text()
+    for name, value in parameters.items():
+        text, changes = re.subn(rf'(key: "{name}"\s+value: {{ string_value: )"[^"]*"', rf'\1"{value}"', text)
+        assert changes == 1, name
+    path.write_text(text)
+
+
+def wrapped(repository: Path, change: str) -> None:
+    """Run lines of Python on the `requests` and `responses` of every batch of align_mask."""
+    folder = repository / "align_mask" / "1"
+    (folder / "model.py").rename(folder / "sound_model.py")
+    (folder / "model.py").write_text(
+        WRAPPER + textwrap.indent(change, 8 * " ") + "        return responses\n"
+    )
+
+
+WRAPPER = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import sound_model
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel(sound_model.TritonPythonModel):
+    def execute(self, requests):
+        responses = super().execute(requests)
+"""
+
+
+def with_another_epsilon(model: Path) -> None:
+    """Change the constant in the block norm of HOG."""
+    graph = onnx.load(model)
+    (epsilon,) = (tensor for tensor in graph.graph.initializer if tensor.name == "epsilon")
+    epsilon.CopyFrom(onnx.numpy_helper.from_array(np.float32([1e-5]).reshape(epsilon.dims), "epsilon"))
+    onnx.save(graph, model)
+
+
+LET_THROUGH_AND_REVERSED = """
+for position, response in enumerate(responses):
+    if response.has_error() and "no eye distance" in response.error().message():
+        request = requests[position]
+        faces = pb_utils.get_input_tensor_by_name(request, "LANDMARKS").shape()[0]
+        zeros = np.zeros((faces, 3, 112, 112), np.float32)
+        tensors = [pb_utils.Tensor(name, zeros) for name in request.requested_output_names()]
+        responses[position] = pb_utils.InferenceResponse(tensors)
+responses.reverse()
+"""
+"""One reason for a refusal is ignored, and the requests of a batch get each other's answers."""
+
+
+def test_a_wrong_server_fails_in_the_rows_of_its_faults(repository: Path, tmp_path: Path):
+    """Another fill, another norm in HOG, other pose weights and a wrong `execute`, each in its own rows."""
+    wrong = shutil.copytree(repository, tmp_path / "wrong")
+    configured(wrong, fill="127")
+    with_another_epsilon(wrong / "hog" / "1" / "model.onnx")
+    weights, _ = write_pose_checkpoint(tmp_path, "v1")
+    export_pose(wrong, weights)
+    wrapped(wrong, LET_THROUGH_AND_REVERSED)
+    tests = "oracle or hog_is or torch or metadata or reason_are or never_mixed or neighbours or heartbeat"
+    with LocalServer(wrong) as server:
+        done = accept(tests, f"--server={server.grpc_url}")
+        named = accept("torch", f"--server={server.grpc_url}", f"--pose-weights={weights}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = dict.fromkeys((ALIGNMENT, HOG, POSE, REFUSALS, MIXED, NEIGHBOURS), "FAILED")
+    assert results(done.stdout) == failed | {INTERFACE: "passed", HEARTBEATS: "not checked"}
+    assert named.returncode == 0, named.stdout + named.stderr
+    assert results(named.stdout) == {POSE: "passed"}
+
+
+def closed_address() -> str:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return f"{HOST}:{free.getsockname()[1]}"
+
+
+def test_no_server_is_one_message():
+    done = accept("test", f"--server={closed_address()}")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no server answers at" in done.stderr
+    assert "Error" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "metrics", "message"),
+    [
+        ("http://127.0.0.1:8000", None, "is not HOST:PORT"),
+        ("gRPC", "HTTP", "no metrics of align_mask at"),
+        ("HTTP", None, "is it the HTTP port"),
+    ],
+)
+def test_an_address_that_is_wrong_is_named(server: LocalServer, url: str, metrics: str | None, message: str):
+    addresses = {"gRPC": server.grpc_url, "HTTP": server.http_url, None: None}
+    with pytest.raises(NotOurServerError, match=message):
+        examine(Target(addresses.get(url, url), addresses[metrics]))
+
+
+def test_a_server_without_the_models_is_named(repository: Path):
+    with (
+        LocalServer(repository, models=("pose_mlp",)) as server,
+        pytest.raises(NotOurServerError, match="has no model align_mask ready: serve the project's"),
+    ):
+        examine(Target(server.grpc_url))
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_that_stops_answering_ends_the_run(monkeypatch: pytest.MonkeyPatch, listens: bool):
+    """One whose process is stopped still accepts connections; of one that has ended the port is closed."""
+    monkeypatch.setattr(target, "PATIENCE_SECONDS", 0.5)
+    with socket.socket() as endpoint:
+        endpoint.bind((HOST, 0))
+        if listens:
+            endpoint.listen()
+        address = f"{HOST}:{endpoint.getsockname()[1]}"
+        with (
+            Target(address).connect() as client,
+            pytest.raises(
+                pytest.exit.Exception, match=f"{address} did not accept and answer a request to hog"
+            ),
+        ):
+            infer(client, "hog", {"MASKED_FACES": np.zeros((1, 3, 112, 112), np.float32)}, ["HOG"])
+
+
+def test_agreement_on_a_gpu_allows_rounding_and_no_other_face():
+    """The same faces through affine maps that are rounded otherwise, and beside other faces."""
+    frames, landmarks = photo_faces(12, 670)
+    exact = np.float32([oracles.affine(points) for points in landmarks])
+    masks = [
+        oracles.mask(np.trunc(points @ m[:, :2].T + m[:, 2]).astype(int))
+        for points, m in zip(landmarks, exact, strict=True)
+    ]
+
+    def answers(affine: np.ndarray) -> dict[str, np.ndarray]:
+        faces = warp(torch.from_numpy(frames), torch.from_numpy(affine), 112, 128.0).numpy()
+        masked = faces * np.array(masks)[:, None]
+        hog = np.float32([oracles.hog_features(face) for face in masked])
+        return {"ALIGNED_FACES": faces, "MASKED_FACES": masked, "HOG": hog}
+
+    expected = answers(exact)
+    rounded = answers(np.nextafter(exact, np.float32(np.inf)))
+    assert any((rounded[name] != expected[name]).any() for name in expected)
+    assert_agree(rounded, expected, inexact=set(expected))
+    for name, rows in expected.items():
+        with pytest.raises(AssertionError, match=name):
+            assert_agree({name: np.roll(rows, 1, axis=0)}, {name: rows}, inexact={name})

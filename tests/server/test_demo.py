@@ -1,0 +1,53 @@
+"""`make demo`'s program: its table and its picture."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from deploy.local.demo import photograph
+from deploy.local.server import PROJECT
+from tests.support import oracles
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    (PROJECT / "build" / "demo.png").unlink(missing_ok=True)
+    outcome = subprocess.run(
+        [sys.executable, "-m", "deploy.local.demo"], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_the_table_names_versions_shapes_pose_and_times(printed: str):
+    assert re.search(r"^triton 2\.51\.0$", printed, re.MULTILINE)
+    for model in ("align_mask", "ensemble", "hog", "pose_mlp"):
+        assert re.search(rf"^  {model} +version 1  READY$", printed, re.MULTILINE)
+        assert re.search(rf"^{model} +\d+\.\d+ +\d+\.\d+$", printed, re.MULTILINE)
+    assert re.search(r"^HOG +float32 +\[1, 5408\]", printed, re.MULTILINE)
+    assert re.search(r"^of the subject( +-?\d+\.\d){3}$", printed, re.MULTILINE)
+
+
+def test_the_picture_is_drawn(printed: str):
+    path = Path(re.search(r"^picture: (.*)$", printed, re.MULTILINE).group(1))
+    picture = matplotlib.image.imread(path)
+    assert min(picture.shape[:2]) > 600
+    assert len(np.unique((picture[..., :3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 1000
+
+
+def test_the_landmarks_lie_on_the_face():
+    """The mean colour inside the eyes' hulls is darker than the cheeks', the hull's skin redder than blue."""
+    crop, landmarks = photograph()
+    assert (landmarks > 0).all()
+    assert (landmarks < crop.shape[2]).all()
+    inside = oracles.hull_by_integers(landmarks.astype(int), crop.shape[1])
+    skin = crop[:, inside].mean(axis=1)
+    assert skin[0] > skin[2] + 0.1
+    eye = oracles.hull_by_integers(landmarks[36:42].round().astype(int), crop.shape[1])
+    cheek = crop[:, int(landmarks[29, 1]), int(landmarks[39, 0])]
+    assert crop[:, eye].mean() < cheek.mean()

@@ -1,0 +1,1 @@
+"""Test faces, independent oracles, and servers to test against."""

@@ -1,0 +1,107 @@
+"""One real server for the whole run, on models built for it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as httpclient
+from safetensors.torch import save_file
+
+from deploy.local import LocalServer
+from deploy.local.server import DEFAULT_REPOSITORY
+from export.hog.command import export_hog
+from export.pose.checkpoint import DEFAULT_CHECKPOINT
+from export.pose.command import export_pose
+from tests.support.oracles import PoseNet
+from triton_face_client import FaceFeatureClient
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/acceptance; only the conftest of the outermost folder may."""
+    group = parser.getgroup("acceptance", "acceptance tests of a running server (tests/acceptance)")
+    group.addoption("--server", metavar="HOST:PORT", help="gRPC endpoint of the server to test")
+    group.addoption(
+        "--metrics", metavar="HOST:PORT", help="its metrics endpoint; without, metrics are skipped"
+    )
+    group.addoption(
+        "--tls-folder", type=Path, metavar="DIR", help="ca.crt, tls.crt and tls.key for the server"
+    )
+    group.addoption("--tls-name", metavar="NAME", help="name in the server's certificate, if not HOST")
+    group.addoption(
+        "--pose-weights",
+        type=Path,
+        default=DEFAULT_CHECKPOINT,
+        metavar="FILE",
+        help="checkpoint of its pose model (.safetensors, .json beside it); none skips the comparison",
+    )
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a copy of the model repository with freshly built models."""
+    target = tmp_path_factory.mktemp("served") / "model_repository"
+    shutil.copytree(DEFAULT_REPOSITORY, target, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    export_hog(target)
+    export_pose(target, DEFAULT_CHECKPOINT)
+    return target
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[LocalServer]:
+    with LocalServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(repository: Path) -> Iterator[LocalServer]:
+    """Give a server that a test may stop."""
+    with LocalServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[FaceFeatureClient]:
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers) as connected:
+        yield connected
+
+
+@pytest.fixture
+def http(server: LocalServer) -> Iterator[httpclient.InferenceServerClient]:
+    with httpclient.InferenceServerClient(server.http_url) as connected:
+        yield connected
+
+
+STATISTICS = {
+    "mean": [0.05, -0.02, 0.01, 1.0, -2.0, 40.0],
+    "std": [0.3, 0.4, 0.2, 5.0, 5.0, 12.0],
+}
+
+
+@pytest.fixture(params=["v1", "v2"])
+def pose_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PoseNet]:
+    """Give a random pose checkpoint in each layout, and the torch module it was saved from."""
+    return write_pose_checkpoint(tmp_path, request.param)
+
+
+def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
+    """Save a seeded random network as `pose.safetensors` and `pose.json`."""
+    hidden = {"v1": (256, 128, 64), "v2": (512, 256, 128)}[layout]
+    torch.manual_seed(7)
+    net = PoseNet(hidden, layer_norm=layout == "v2")
+    for parameter in net.parameters():  # LayerNorm starts as the identity, which would hide a mix-up
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    weights = folder / "pose.safetensors"
+    save_file(net.state_dict(), weights)
+    architecture = {"hidden": list(hidden), "dropout": 0.15, "output_normalization": STATISTICS}
+    weights.with_suffix(".json").write_text(json.dumps({"architecture": architecture}))
+    return weights, net
+
+
+@pytest.fixture(scope="session")
+def statistics() -> tuple[np.ndarray, np.ndarray]:
+    """Give the mean and the std that `write_pose_checkpoint` saves."""
+    return np.float32(STATISTICS["mean"]), np.float32(STATISTICS["std"])
