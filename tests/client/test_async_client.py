@@ -1,4 +1,4 @@
-"""`AsyncFaceFeatureClient` gives what `FaceFeatureClient` gives, and can be cancelled."""
+"""`AsyncFaceFeatureClient` returns what `FaceFeatureClient` returns, and its calls can be cancelled."""
 
 import asyncio
 import time
@@ -20,29 +20,27 @@ from triton_face_client import (
 OUTPUTS = ("HOG", "POSE", "MASK", "ALIGNED_LANDMARKS")
 
 
-def with_client(
-    server: LocalServer, work: Callable[[AsyncFaceFeatureClient], Awaitable[object]], **settings: object
+def run_with_client(
+    server: LocalServer, function: Callable[[AsyncFaceFeatureClient], Awaitable[object]], **settings: object
 ) -> object:
-    """Run something with a client in a loop of its own."""
+    """Run an asynchronous function with a client in a new event loop."""
 
     async def run() -> object:
         async with AsyncFaceFeatureClient(
             server.grpc_url, headers=server.admin_headers, **settings
         ) as client:
-            return await work(client)
+            return await function(client)
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize("shm", [False, True])
-def test_its_answers_are_those_of_the_blocking_client(
-    server: LocalServer, client: FaceFeatureClient, shm: bool
-):
+def test_returns_the_same_as_the_blocking_client(server: LocalServer, client: FaceFeatureClient, shm: bool):
     frames, landmarks = photo_faces(60, 341)
     expected = client.features(frames, landmarks, OUTPUTS)
     aligned = client.align(frames, landmarks)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
+    async def check(own: AsyncFaceFeatureClient) -> None:
         answers = await own.features(frames, landmarks, OUTPUTS)
         for name in OUTPUTS:
             np.testing.assert_array_equal(answers[name], expected[name])
@@ -51,22 +49,22 @@ def test_its_answers_are_those_of_the_blocking_client(
         )
         np.testing.assert_array_equal(await own.pose(landmarks), expected["POSE"])
 
-    with_client(server, work, batch_size=9, in_flight=3, shm=shm)
+    run_with_client(server, check, batch_size=9, in_flight=3, shm=shm)
 
 
-def test_calls_beside_each_other(server: LocalServer, client: FaceFeatureClient):
+def test_concurrent_calls(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 342)
     expected = client.features(frames, landmarks)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
+    async def check(own: AsyncFaceFeatureClient) -> None:
         calls = [own.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
         for i, answers in enumerate(await asyncio.gather(*calls)):
             np.testing.assert_array_equal(answers["HOG"], expected["HOG"][6 * i : 6 * i + 6])
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_a_stream_of_chunks(server: LocalServer, client: FaceFeatureClient):
+def test_stream_keeps_the_order_of_chunks(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(30, 343)
     expected = client.features(frames, landmarks)
 
@@ -75,66 +73,66 @@ def test_a_stream_of_chunks(server: LocalServer, client: FaceFeatureClient):
             await asyncio.sleep(0)
             yield frames[first : first + 4], landmarks[first : first + 4]
 
-    async def work(own: AsyncFaceFeatureClient) -> np.ndarray:
+    async def check(own: AsyncFaceFeatureClient) -> np.ndarray:
         return np.concatenate([answers["HOG"] async for answers in own.stream(chunks())])
 
-    np.testing.assert_array_equal(with_client(server, work), expected["HOG"])
+    np.testing.assert_array_equal(run_with_client(server, check), expected["HOG"])
 
 
 @pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, []])
-def test_a_stream_ends_with_its_chunks_and_not_before(server: LocalServer, sizes: list[int]):
+def test_stream_yields_one_answer_per_chunk(server: LocalServer, sizes: list[int]):
     frames, landmarks = photo_faces(1, 347)
 
     async def chunks() -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
         for size in sizes:
             yield frames[:size], landmarks[:size]
 
-    async def work(own: AsyncFaceFeatureClient) -> list[int]:
+    async def check(own: AsyncFaceFeatureClient) -> list[int]:
         return [len(answers["MASK"]) async for answers in own.stream(chunks(), ["MASK"])]
 
-    assert with_client(server, work) == sizes
+    assert run_with_client(server, check) == sizes
 
 
-def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(server: LocalServer):
+def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalServer):
     frames, landmarks = photo_faces(50, 344)
-    many = np.arange(20_000) % 50
-    in_bytes = (255 * frames).astype(np.uint8)
+    repeated = np.arange(20_000) % 50
+    uint8_frames = (255 * frames).astype(np.uint8)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        expected = await own.features(in_bytes, landmarks)
-        call = asyncio.create_task(own.features(in_bytes[many], landmarks[many]))
+    async def check(own: AsyncFaceFeatureClient) -> None:
+        expected = await own.features(uint8_frames, landmarks)
+        call = asyncio.create_task(own.features(uint8_frames[repeated], landmarks[repeated]))
         await asyncio.sleep(0.5)
         start = time.monotonic()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert time.monotonic() - start < 1
-        # Each request is a task of ours and one of gRPC's.
-        assert len(asyncio.all_tasks()) <= 1 + 2 * own.in_flight, "only what had been sent is left"
-        np.testing.assert_array_equal((await own.features(in_bytes, landmarks))["HOG"], expected["HOG"])
+        # Each request in flight is a task of the client and a task of gRPC.
+        assert len(asyncio.all_tasks()) <= 1 + 2 * own.in_flight, "no other request starts"
+        np.testing.assert_array_equal((await own.features(uint8_frames, landmarks))["HOG"], expected["HOG"])
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_a_call_that_times_out(server: LocalServer):
+def test_deadline_and_wait_for_end_a_call(server: LocalServer):
     frames, landmarks = photo_faces(50, 345)
-    many = np.arange(20_000) % 50
+    repeated = np.arange(20_000) % 50
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
+    async def check(own: AsyncFaceFeatureClient) -> None:
         await own.pose(landmarks)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(own.features(frames[many], landmarks[many]), 0.5)
+            await asyncio.wait_for(own.features(frames[repeated], landmarks[repeated]), 0.5)
         with pytest.raises(DeadlineError):
-            await own.features(frames[many], landmarks[many], deadline=0.5)
+            await own.features(frames[repeated], landmarks[repeated], deadline=0.5)
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_bad_faces(server: LocalServer):
+def test_invalid_faces(server: LocalServer):
     frames, landmarks = photo_faces(40, 346)
     landmarks[[3, 38]] = np.nan
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
+    async def check(own: AsyncFaceFeatureClient) -> None:
         with pytest.raises(InvalidFacesError, match="face (3|38): non-finite"):
             await own.features(frames, landmarks)
         answers = await own.features(frames, landmarks, on_invalid="nan")
@@ -143,22 +141,22 @@ def test_bad_faces(server: LocalServer):
             await own.pose(landmarks)
         assert np.isnan(await own.pose(landmarks, on_invalid="nan")).any(axis=1).sum() == 2
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_an_address_without_a_server():
-    async def work() -> None:
-        async with AsyncFaceFeatureClient("127.0.0.1:9") as client:
+def test_unreachable_server(unused_address: str):
+    async def check() -> None:
+        async with AsyncFaceFeatureClient(unused_address) as client:
             with pytest.raises(ServiceUnavailableError, match="no server answers at"):
                 await client.pose(np.zeros((1, 68, 2)))
             with pytest.raises(ServiceUnavailableError, match="was not ready"):
                 await client.wait_until_ready(0.2)
 
-    asyncio.run(work())
+    asyncio.run(check())
 
 
-def test_waiting_for_a_server(server: LocalServer):
-    async def work(own: AsyncFaceFeatureClient) -> None:
+def test_wait_until_ready(server: LocalServer):
+    async def check(own: AsyncFaceFeatureClient) -> None:
         await own.wait_until_ready(5)
 
-    with_client(server, work)
+    run_with_client(server, check)

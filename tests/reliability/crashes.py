@@ -17,7 +17,7 @@ from deploy.local.supervisor import server_processes
 from tests.support.face_data import photo_faces
 from tests.support.make_serve import read_until_ready, start, the_server
 from triton_face_client import FaceFeatureClient
-from triton_face_client.transports.messages import plain_input
+from triton_face_client.transports.base import create_input
 
 DIFFERENT = 40
 """Faces, each of which is sent many times, so that one that was mixed up or lost shows."""
@@ -191,7 +191,7 @@ class _Requests:
         self._connection = connection
         self._model, self._output = model, output
         self._inputs = [
-            plain_input(name, values).set_data_from_numpy(values)
+            create_input(name, values).set_data_from_numpy(values)
             for name, values in (("FRAMES_UINT8", frames), ("LANDMARKS", landmarks))
         ]
         self._outputs = [InferRequestedOutput(output)]

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
 from triton_face_client.sample_faces import sample_faces
-from triton_face_client.transports.messages import plain_input
+from triton_face_client.transports.base import create_input
 
 FACES = 8
 """Of a request."""
@@ -115,7 +115,7 @@ class _Asker:
         frames, landmarks = sample_faces(FACES)
         self._connection = connection
         self._inputs = [
-            plain_input(name, values).set_data_from_numpy(values)
+            create_input(name, values).set_data_from_numpy(values)
             for name, values in (("FRAMES_UINT8", frames), ("LANDMARKS", landmarks))
         ]
         self._outputs = [InferRequestedOutput(name) for name in ("HOG", "POSE")]
