@@ -90,7 +90,7 @@ def _print_pose(pose: np.ndarray) -> None:
     print("\nhead pose, degrees  pitch    roll     yaw")
     for name, angles in (("raw columns", pose[0, :3]), ("of the subject", subject_pose(pose)[0, :3])):
         print(f"{name:<17}" + "".join(f"{angle:>8.1f}" for angle in np.degrees(angles)))
-    print("(of the subject, as in py-feat's tables: + is up, tilted and turned to the subject's right)")
+    print("(of the subject: + is up, tilted to the subject's right, turned to the subject's right)")
 
 
 def _print_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> None:
