@@ -10,6 +10,7 @@ import pytest
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from triton_face_client import (
+    Answers,
     AsyncFaceFeatureClient,
     DeadlineError,
     FaceFeatureClient,
@@ -40,14 +41,14 @@ def test_returns_the_same_as_the_blocking_client(server: LocalServer, client: Fa
     expected = client.features(frames, landmarks, OUTPUTS)
     aligned = client.align(frames, landmarks)
 
-    async def check(own: AsyncFaceFeatureClient) -> None:
-        answers = await own.features(frames, landmarks, OUTPUTS)
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        answers = await async_client.features(frames, landmarks, OUTPUTS)
         for name in OUTPUTS:
             np.testing.assert_array_equal(answers[name], expected[name])
         np.testing.assert_array_equal(
-            (await own.align(frames, landmarks))["MASKED_FACES"], aligned["MASKED_FACES"]
+            (await async_client.align(frames, landmarks))["MASKED_FACES"], aligned["MASKED_FACES"]
         )
-        np.testing.assert_array_equal(await own.pose(landmarks), expected["POSE"])
+        np.testing.assert_array_equal(await async_client.pose(landmarks), expected["POSE"])
 
     run_with_client(server, check, batch_size=9, in_flight=3, shm=shm)
 
@@ -56,8 +57,8 @@ def test_concurrent_calls(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 342)
     expected = client.features(frames, landmarks)
 
-    async def check(own: AsyncFaceFeatureClient) -> None:
-        calls = [own.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        calls = [async_client.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
         for i, answers in enumerate(await asyncio.gather(*calls)):
             np.testing.assert_array_equal(answers["HOG"], expected["HOG"][6 * i : 6 * i + 6])
 
@@ -73,8 +74,8 @@ def test_stream_keeps_the_order_of_chunks(server: LocalServer, client: FaceFeatu
             await asyncio.sleep(0)
             yield frames[first : first + 4], landmarks[first : first + 4]
 
-    async def check(own: AsyncFaceFeatureClient) -> np.ndarray:
-        return np.concatenate([answers["HOG"] async for answers in own.stream(chunks())])
+    async def check(async_client: AsyncFaceFeatureClient) -> np.ndarray:
+        return np.concatenate([answers["HOG"] async for answers in async_client.stream(chunks())])
 
     np.testing.assert_array_equal(run_with_client(server, check), expected["HOG"])
 
@@ -87,20 +88,25 @@ def test_stream_yields_one_answer_per_chunk(server: LocalServer, sizes: list[int
         for size in sizes:
             yield frames[:size], landmarks[:size]
 
-    async def check(own: AsyncFaceFeatureClient) -> list[int]:
-        return [len(answers["MASK"]) async for answers in own.stream(chunks(), ["MASK"])]
+    async def check(async_client: AsyncFaceFeatureClient) -> list[int]:
+        return [len(answers["MASK"]) async for answers in async_client.stream(chunks(), ["MASK"])]
 
     assert run_with_client(server, check) == sizes
 
 
-def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalServer):
+def long_call(async_client: AsyncFaceFeatureClient, **options: object) -> Awaitable[Answers]:
+    """Return a call of 20,000 faces, which takes several seconds."""
     frames, landmarks = photo_faces(50, 344)
-    repeated = np.arange(20_000) % 50
-    uint8_frames = (255 * frames).astype(np.uint8)
+    # References to 50 frames; an array would need 3 GB.
+    return async_client.features([*frames] * 400, np.tile(landmarks, (400, 1, 1)), **options)
 
-    async def check(own: AsyncFaceFeatureClient) -> None:
-        expected = await own.features(uint8_frames, landmarks)
-        call = asyncio.create_task(own.features(uint8_frames[repeated], landmarks[repeated]))
+
+def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalServer):
+    frames, landmarks = photo_faces(10, 345)
+
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        expected = await async_client.features(frames, landmarks)
+        call = asyncio.create_task(long_call(async_client))
         await asyncio.sleep(0.5)
         start = time.monotonic()
         call.cancel()
@@ -108,22 +114,20 @@ def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalSe
             await call
         assert time.monotonic() - start < 1
         # Each request in flight is a task of the client and a task of gRPC.
-        assert len(asyncio.all_tasks()) <= 1 + 2 * own.in_flight, "no other request starts"
-        np.testing.assert_array_equal((await own.features(uint8_frames, landmarks))["HOG"], expected["HOG"])
+        assert len(asyncio.all_tasks()) <= 1 + 2 * async_client.in_flight, "no other request starts"
+        np.testing.assert_array_equal(
+            (await async_client.features(frames, landmarks))["HOG"], expected["HOG"]
+        )
 
     run_with_client(server, check)
 
 
 def test_deadline_and_wait_for_end_a_call(server: LocalServer):
-    frames, landmarks = photo_faces(50, 345)
-    repeated = np.arange(20_000) % 50
-
-    async def check(own: AsyncFaceFeatureClient) -> None:
-        await own.pose(landmarks)
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(own.features(frames[repeated], landmarks[repeated]), 0.5)
+            await asyncio.wait_for(long_call(async_client), 0.5)
         with pytest.raises(DeadlineError):
-            await own.features(frames[repeated], landmarks[repeated], deadline=0.5)
+            await long_call(async_client, deadline=0.5)
 
     run_with_client(server, check)
 
@@ -132,14 +136,14 @@ def test_invalid_faces(server: LocalServer):
     frames, landmarks = photo_faces(40, 346)
     landmarks[[3, 38]] = np.nan
 
-    async def check(own: AsyncFaceFeatureClient) -> None:
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
         with pytest.raises(InvalidFacesError, match="face (3|38): non-finite"):
-            await own.features(frames, landmarks)
-        answers = await own.features(frames, landmarks, on_invalid="nan")
+            await async_client.features(frames, landmarks)
+        answers = await async_client.features(frames, landmarks, on_invalid="nan")
         assert sorted(answers.refused) == [3, 38]
         with pytest.raises(InvalidFacesError, match="face 3: .*; face 38: "):
-            await own.pose(landmarks)
-        assert np.isnan(await own.pose(landmarks, on_invalid="nan")).any(axis=1).sum() == 2
+            await async_client.pose(landmarks)
+        assert np.isnan(await async_client.pose(landmarks, on_invalid="nan")).any(axis=1).sum() == 2
 
     run_with_client(server, check)
 
@@ -156,7 +160,7 @@ def test_unreachable_server(unused_address: str):
 
 
 def test_wait_until_ready(server: LocalServer):
-    async def check(own: AsyncFaceFeatureClient) -> None:
-        await own.wait_until_ready(5)
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        await async_client.wait_until_ready(5)
 
     run_with_client(server, check)

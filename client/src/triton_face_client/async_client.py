@@ -52,7 +52,7 @@ class AsyncFaceFeatureClient(BaseClient):
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """The tritonclient client of the same endpoint, for the event loop of its first use."""
+        """`InferenceServerClient` of tritonclient for the same endpoint and the first event loop."""
         return InferenceServerClient(**self._channel_arguments)
 
     async def close(self) -> None:

@@ -28,18 +28,15 @@ class FaceFeatureClient(BaseClient):
     returns the results in the order of the faces. Threads may share a client. `BaseClient` describes the
     parameters.
 
-    Raises
-    ------
-    InvalidFacesError
-        From every call, if the service rejects faces; names each face and its reason.
-    ServiceUnavailableError
-        If the server is unreachable or overloaded: on the first call at once, later after `retry`.
-    DeadlineError
-        If a request exceeds `timeout`, or a call its deadline.
-    FaceServiceError
-        If the server fails. All of these errors are also `tritonclient.utils.InferenceServerException`.
-    ValueError
-        If an array has another shape or type than documented.
+    Every call raises
+
+    - `InvalidFacesError` if the service rejects faces; the message names faces and reasons;
+    - `ServiceUnavailableError` if the server is unreachable or overloaded. Later calls retry first (`retry`);
+      the first call does not, so that a wrong address fails at once;
+    - `DeadlineError` if a request exceeds `timeout`, or the call its deadline;
+    - `FaceServiceError`, the base class of these errors, if the server fails. It is also a
+      `tritonclient.utils.InferenceServerException`;
+    - `ValueError` if an array has another shape or type than documented.
 
     Examples
     --------
@@ -57,7 +54,7 @@ class FaceFeatureClient(BaseClient):
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """The tritonclient client of the same endpoint."""
+        """`InferenceServerClient` of tritonclient for the same endpoint."""
         return InferenceServerClient(**self._channel_arguments)
 
     @functools.cached_property

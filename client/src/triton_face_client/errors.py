@@ -1,4 +1,4 @@
-"""Exceptions of the client, and the gRPC statuses that tell them apart."""
+"""Exceptions of the client, and the gRPC statuses that it distinguishes."""
 
 from collections.abc import Mapping
 

@@ -30,7 +30,7 @@ The value keeps requests below all limits on their size:
 
 - gRPC's limit of 2 GB (2**31 - 1 bytes) per message;
 - `max_request_pixels` of align_mask: 64 MiB are at most 22 million pixels (UINT8, 3 bytes a pixel);
-- the server's /dev/shm, through which each dynamic batch reaches align_mask's stub process.
+- the server's /dev/shm (1 GiB in a pod), through which requests reach align_mask's stub processes.
 
 `max_frame_pixels` of align_mask limits a single frame; its default is 3840 x 2160, 100 MB in FP32.
 """

@@ -108,7 +108,7 @@ class Send:
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """Wait."""
+    """Wait this time."""
 
     seconds: float
 

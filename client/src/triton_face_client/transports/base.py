@@ -27,7 +27,7 @@ Callback = Callable[[Any, Exception | None], None]
 """Receives the result of an action, or None and the error of the action."""
 
 MANAGE_TIMEOUT = 10.0
-"""Seconds for the server to register or unregister a region, which takes it milliseconds."""
+"""Seconds. A healthy server registers or unregisters a region within milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
