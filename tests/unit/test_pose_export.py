@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.errors import ExportError
-from export.pose.checkpoint import load_pose_checkpoint
 from export.pose.command import export_pose
 from export.pose.graph import build_pose_graph
+from export.pose.network import load_network
 from tests.support.face_data import extreme_landmarks, photo_faces
 from tests.support.fixtures import write_pose_checkpoint
 from tests.support.oracles import PoseNet
@@ -28,7 +28,7 @@ Statistics = tuple[np.ndarray, np.ndarray]
 
 
 def run(weights: Path, landmarks: np.ndarray) -> np.ndarray:
-    model = build_pose_graph(load_pose_checkpoint(weights))
+    model = build_pose_graph(load_network(weights))
     session = onnxruntime.InferenceSession(model.SerializeToString())
     return session.run(None, {"LANDMARKS": landmarks})[0]
 
@@ -140,17 +140,17 @@ def _garble_meta(weights: Path) -> None:
 
 
 BAD_CHECKPOINTS = {
-    "truncated": (_truncate, "not a whole safetensors file"),
-    "empty": (_empty, "not a whole safetensors file"),
+    "truncated": (_truncate, "not a complete safetensors file"),
+    "empty": (_empty, "not a complete safetensors file"),
     "missing": (_remove, "cannot read .*pose.safetensors.*--weights"),
     "meta missing": (_remove_meta, "cannot read .*pose.json.*--meta"),
-    "meta garbled": (_garble_meta, "not a pose-MLP description"),
+    "meta garbled": (_garble_meta, "does not describe a pose checkpoint"),
     "layer missing": (_tensors(net_4_weight=None), "net.4.weight is missing"),
     "other shape": (_tensors(net_4_bias=torch.zeros(3)), r"net.4.bias is of shape \[3\]"),
-    "extra tensor": (_tensors(net_99_bias=torch.zeros(3)), "does not describe.*net.99.bias"),
+    "extra tensor": (_tensors(net_99_bias=torch.zeros(3)), "does not describe these tensors: net.99.bias"),
     "foreign tensor": (_tensors(conv_weight=torch.zeros(3)), "unexpected tensor 'conv.weight'"),
-    "not finite": (_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*not finite"),
-    "integers": (_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)), "'net.0.bias'.*not finite"),
+    "not finite": (_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*must be finite"),
+    "integers": (_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)), "'net.0.bias'.*must be finite"),
     "other widths": (_meta(hidden=[256, 128, 64]), "Do the weights and the JSON belong together"),
     "widths no list": (_meta(hidden="512"), "architecture.hidden must be a list"),
     "no widths": (_meta(hidden=None), "it needs architecture.hidden"),

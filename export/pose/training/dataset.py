@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from export.errors import ExportError
-from export.pose.checkpoint import EYE_CORNERS, SMALLEST_EYE_DISTANCE
-from export.pose.training import camera, noise
+from export.pose.network import EYE_CORNERS, SMALLEST_EYE_DISTANCE
+from export.pose.training import camera, landmarker_noise
 from export.pose.training.head import EXPRESSIONS, MIRRORED_LANDMARK, HeadModel, head_model
 
 MIRRORED_SIGN = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)
@@ -33,7 +33,9 @@ class Faces:
     poses: torch.Tensor
 
 
-def sample_faces(count: int, generator: torch.Generator, point_habit: float = noise.POINT_HABIT) -> Faces:
+def synthetic_faces(
+    count: int, generator: torch.Generator, point_habit: float = landmarker_noise.POINT_HABIT
+) -> Faces:
     """Draw faces, each of an identity of its own.
 
     Parameters
@@ -56,10 +58,12 @@ def sample_faces(count: int, generator: torch.Generator, point_habit: float = no
     distances = camera.sample_distances(count, generator)
     placed, translations = camera.place(points, rotations, distances)
     projected = camera.project(placed)
-    landmarks = noise.slide_contour(projected, rotations[:, :2, 0], _sample_slide(count, generator))
+    landmarks = landmarker_noise.slide_contour(
+        projected, rotations[:, :2, 0], _sample_slide(count, generator)
+    )
     left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
-    landmarks = noise.disturb(landmarks, eye_distance, generator, point_habit)
+    landmarks = landmarker_noise.disturb(landmarks, eye_distance, generator, point_habit)
     return Faces(landmarks, torch.cat([angles, translations], dim=1))
 
 
@@ -73,25 +77,6 @@ def with_mirrored(faces: Faces) -> Faces:
 def mirror_landmarks(landmarks: torch.Tensor) -> torch.Tensor:
     """Mirror ``[N, 68, 2]`` about the vertical: negate x and swap left with right landmarks."""
     return landmarks[:, list(MIRRORED_LANDMARK)] * torch.tensor([-1.0, 1.0])
-
-
-def network_input(landmarks: torch.Tensor) -> torch.Tensor:
-    """Centre, scale and flatten landmarks for the network.
-
-    Parameters
-    ----------
-    landmarks : Tensor, shape (N, 68, 2)
-        In any unit, y down.
-
-    Returns
-    -------
-    Tensor, shape (N, 136)
-        x then y, minus their means, divided by the distance of the outer eye corners.
-    """
-    centred = landmarks - landmarks.mean(dim=1, keepdim=True)
-    left, right = EYE_CORNERS
-    size = (centred[:, left] - centred[:, right]).norm(dim=-1).clamp_min(SMALLEST_EYE_DISTANCE)
-    return (centred / size[:, None, None]).transpose(1, 2).flatten(1)
 
 
 def check_landmarks(landmarks: np.ndarray, source: str) -> None:

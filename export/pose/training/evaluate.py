@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from export.atomic import replacing
 from export.errors import ExportError
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
-from export.pose.training.baseline import METHODS, baseline_angles
-from export.pose.training.dataset import check_landmarks, sample_faces
-from export.pose.training.faces_file import read_faces
-from export.pose.training.network import PoseNetwork, estimate, load_network
+from export.pose.network import PoseNetwork, estimate_poses, load_network
+from export.pose.origin import DEFAULT_CHECKPOINT
+from export.pose.training.dataset import check_landmarks, synthetic_faces
+from export.pose.training.labelled_faces import read_faces
+from export.pose.training.rigid_fit import METHODS, baseline_angles
 
 SYNTHETIC_SEED = 20_000_003
 """Seed of the held-out identities; no training seed below ten million draws from it."""
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     network = load_network(args.weights, args.meta)
     sets = [(path.stem, *read_faces(path)) for path in args.faces]
     if args.synthetic:
-        sets.append(("held-out synthetic faces", *synthetic_faces(args.synthetic)))
+        sets.append(("held-out synthetic faces", *held_out_faces(args.synthetic)))
     if not sets:
         raise ExportError("nothing to evaluate: give --faces, or --synthetic more than 0")
     comparisons = [compare(network, *faces) for faces in sets]
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {args.plot}")
 
 
-def synthetic_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
+def held_out_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw held-out synthetic faces, as training does but from `SYNTHETIC_SEED`.
 
     Parameters
@@ -111,7 +111,7 @@ def synthetic_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
     angles : ndarray, shape (count, 3)
         Raw Pitch, Roll, Yaw in degrees.
     """
-    faces = sample_faces(count, torch.Generator().manual_seed(SYNTHETIC_SEED))
+    faces = synthetic_faces(count, torch.Generator().manual_seed(SYNTHETIC_SEED))
     return faces.landmarks.double().numpy(), np.degrees(faces.poses[:, :3].double().numpy())
 
 
@@ -133,7 +133,7 @@ def compare(network: PoseNetwork, title: str, landmarks: np.ndarray, angles: np.
         When a face has a non-finite landmark or no eye distance.
     """
     check_landmarks(landmarks, title)
-    estimates = {"mlp": estimate(network, landmarks)[:, :3]}
+    estimates = {"mlp": estimate_poses(network, landmarks)[:, :3]}
     estimates |= {method: baseline_angles(landmarks, method) for method in METHODS}
     errors = {method: _wrapped(np.degrees(estimated) - angles) for method, estimated in estimates.items()}
     return Comparison(title, angles, errors)

@@ -14,9 +14,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from export.errors import ExportError
-from export.pose.training.dataset import Faces, network_input, sample_faces, with_mirrored
-from export.pose.training.network import PoseNetwork, new_network, save_network
-from export.pose.training.noise import TRAINING_HABIT
+from export.pose.network import PoseNetwork, new_network, save_network
+from export.pose.training.dataset import Faces, synthetic_faces, with_mirrored
+from export.pose.training.landmarker_noise import TRAINING_HABIT
 
 DEFAULT_OUT = Path("build/pose_mlp.safetensors")
 """Not the shipped checkpoint, which is replaced by hand once a new one has been judged better."""
@@ -128,7 +128,7 @@ def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STE
     if steps < 1:
         raise ExportError(f"--steps must be at least 1, it is {steps}")
     begin = time.monotonic()
-    held_out = sample_faces(HELD_OUT_FACES, torch.Generator().manual_seed(seed + HELD_OUT_SEED_OFFSET))
+    held_out = synthetic_faces(HELD_OUT_FACES, torch.Generator().manual_seed(seed + HELD_OUT_SEED_OFFSET))
     generator = torch.Generator().manual_seed(seed)
     network = _initial_network(seed, generator)
     best, facts = _fit(network, held_out, generator, steps, faces_per_step)
@@ -144,7 +144,7 @@ def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STE
 
 def _initial_network(seed: int, generator: torch.Generator) -> PoseNetwork:
     """Build a network whose output statistics are those of a sample of faces."""
-    poses = with_mirrored(sample_faces(HELD_OUT_FACES, generator)).poses
+    poses = with_mirrored(synthetic_faces(HELD_OUT_FACES, generator)).poses
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_network(poses.mean(dim=0), poses.std(dim=0))
@@ -165,7 +165,7 @@ def _fit(
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * _rate(step, steps)
-        faces = with_mirrored(sample_faces(faces_per_step, generator, TRAINING_HABIT))
+        faces = with_mirrored(synthetic_faces(faces_per_step, generator, TRAINING_HABIT))
         _take_step(network, optimizer, faces, step)
         _follow(averaged, network, min(AVERAGING, step / (step + 10)))
         if step % CHECK_EVERY and step != steps:
@@ -197,7 +197,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _take_step(network: PoseNetwork, optimizer: torch.optim.Optimizer, faces: Faces, step: int) -> None:
-    loss = pose_loss(network(network_input(faces.landmarks)), faces.poses, network.std)
+    loss = pose_loss(network(faces.landmarks), faces.poses, network.std)
     if not torch.isfinite(loss):
         raise ExportError(f"the training diverged at step {step}: the loss is {loss.item()}")
     optimizer.zero_grad(set_to_none=True)
@@ -231,5 +231,5 @@ def _follow(averaged: PoseNetwork, network: PoseNetwork, decay: float) -> None:
 @torch.inference_mode()
 def angle_errors(network: PoseNetwork, faces: Faces) -> torch.Tensor:
     """Return absolute errors ``[N, 3]`` of raw Pitch, Roll, Yaw in degrees."""
-    estimated = network(network_input(faces.landmarks))
+    estimated = network(faces.landmarks)
     return (estimated - faces.poses)[:, :3].abs().rad2deg()
