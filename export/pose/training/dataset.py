@@ -63,7 +63,7 @@ def synthetic_faces(
     )
     left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
-    landmarks = landmarker_noise.disturb(landmarks, eye_distance, generator, point_offset)
+    landmarks = landmarker_noise.add_noise(landmarks, eye_distance, generator, point_offset)
     return Faces(landmarks, torch.cat([angles, translations], dim=1))
 
 

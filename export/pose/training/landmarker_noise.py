@@ -16,21 +16,21 @@ JITTER = 0.02
 """Largest standard deviation of the independent noise of a face."""
 
 POINT_OFFSET = 0.008
-"""Standard deviation of a landmarker's offset, drawn for each face and point, in the held-out faces."""
+"""Standard deviation of a landmarker's offset, drawn for each face and point."""
 
 TRAINING_POINT_OFFSET = 0.02
-"""The same in training. A network that relies less on single points is more accurate on real faces."""
+"""Used in training instead. A network that relies less on single points is more accurate on real faces."""
 
-REGION_BIAS = 0.008
+REGION_OFFSET = 0.008
 """Standard deviation of the common offset of a region."""
 
-CONTOUR_PULL = 0.04
-"""Standard deviation of the scale of the jaw contour about the nose."""
+CONTOUR_SCALE = 0.04
+"""Standard deviation of the factor, about 1, that scales the jaw contour about the nose."""
 
 CONTOUR_SHIFT = 0.25
 """Standard deviation, in landmark spacings, of the shift of jaw points along the contour."""
 
-CONTOUR_SMOOTHNESS = 2.0
+CONTOUR_SHIFT_LENGTH = 2.0
 """Correlation length of that shift, in landmark spacings."""
 
 
@@ -69,7 +69,7 @@ def slide_contour(projected: torch.Tensor, sideways: torch.Tensor, strength: tor
     return torch.cat([moved, landmarks[:, count:]], dim=1)
 
 
-def disturb(
+def add_noise(
     landmarks: torch.Tensor,
     scale: torch.Tensor,
     generator: torch.Generator,
@@ -98,11 +98,11 @@ def disturb(
 
     jitter = JITTER * torch.rand(count, 1, 1, generator=generator) ** 2
     displacement = jitter * normal(count, 68, 2) + point_offset * normal(count, 68, 2)
-    bias = REGION_BIAS * normal(count, len(REGIONS), 2)
+    bias = REGION_OFFSET * normal(count, len(REGIONS), 2)
     displacement = displacement + bias[:, _region_of_landmark()]
     contour = _shift_along(landmarks[:, JAW], normal(count, JAW.stop))
     middle = landmarks[:, 27:36].mean(dim=1, keepdim=True)
-    contour = middle + (contour - middle) * (1 + CONTOUR_PULL * normal(count, 1, 1))
+    contour = middle + (contour - middle) * (1 + CONTOUR_SCALE * normal(count, 1, 1))
     moved = torch.cat([contour, landmarks[:, JAW.stop :]], dim=1)
     return moved + scale[:, None, None] * displacement
 
@@ -120,7 +120,7 @@ def _shift_along(contour: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     """
     last = contour.shape[1] - 1
     index = torch.arange(last + 1.0)
-    smoothing = torch.exp(-((index[:, None] - index) ** 2) / (2 * CONTOUR_SMOOTHNESS**2))
+    smoothing = torch.exp(-((index[:, None] - index) ** 2) / (2 * CONTOUR_SHIFT_LENGTH**2))
     smoothing = smoothing / smoothing.norm(dim=1, keepdim=True)
     offset = normal @ smoothing.T
     symmetric = (offset - offset.flip(1)) / 2**0.5

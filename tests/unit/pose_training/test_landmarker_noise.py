@@ -27,11 +27,11 @@ def test_noise_has_the_documented_size_and_is_reproducible(generator: torch.Gene
     face = torch.from_numpy(project_mean_head((0, 0, 0), None)).float().repeat(4000, 1, 1)
     eye_distance = (face[:, 36] - face[:, 45]).norm(dim=-1)
     state = generator.get_state()
-    moved = landmarker_noise.disturb(face, eye_distance, generator)
-    assert torch.equal(moved, landmarker_noise.disturb(face, eye_distance, generator.set_state(state)))
+    moved = landmarker_noise.add_noise(face, eye_distance, generator)
+    assert torch.equal(moved, landmarker_noise.add_noise(face, eye_distance, generator.set_state(state)))
     spread = ((moved - face) / eye_distance[:, None, None]).std(dim=0)
     jitter, offset = landmarker_noise.JITTER, landmarker_noise.POINT_OFFSET
-    variance = jitter**2 / 5 + offset**2 + landmarker_noise.REGION_BIAS**2
+    variance = jitter**2 / 5 + offset**2 + landmarker_noise.REGION_OFFSET**2
     expected = torch.full((51, 2), variance**0.5)
     torch.testing.assert_close(spread[17:], expected, rtol=0.1, atol=0.0)
     assert (spread[:17].norm(dim=1) > 0.02).all(), "the contour is scaled and shifted along itself"
