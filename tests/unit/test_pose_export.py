@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.__main__ import main
 from export.errors import ExportError
 from export.pose.command import export_pose
 from export.pose.graph import build_pose_graph
@@ -207,47 +208,45 @@ def test_rejects_invalid_checkpoint_and_keeps_the_old_model(repository: Path, tm
     assert [path.name for path in model.parent.iterdir() if path.suffix] == ["model.onnx"]
 
 
-def test_error_of_the_command_is_one_line(repository: Path, tmp_path: Path):
-    outcome = _command(
-        "pose", "--weights", str(tmp_path / "none.safetensors"), "--repository", str(repository)
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.startswith("export: cannot read")
-    assert len(outcome.stderr.splitlines()) == 1
+def test_error_of_the_command_is_one_line(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    options = ["--weights", str(tmp_path / "missing.safetensors"), "--repository", str(repository)]
+    monkeypatch.setattr(sys, "argv", ["export", "pose", *options])
+    assert main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("export: cannot read")
+    assert len(error.splitlines()) == 1
 
 
-def test_command_exports(repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path):
-    weights, _ = pose_checkpoint
-    target = _copy(repository, tmp_path)
-    outcome = _command("pose", "--weights", str(weights), "--repository", str(target))
-    assert outcome.returncode == 0, outcome.stderr
-    assert "angles differ from torch by at most" in outcome.stdout
+def test_command_exports(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    weights, _ = write_pose_checkpoint(tmp_path, "v1")
+    options = ["--weights", str(weights), "--repository", str(_copy(repository, tmp_path))]
+    monkeypatch.setattr(sys, "argv", ["export", "pose", *options])
+    assert main() == 0
+    assert "angles differ from torch by at most" in capsys.readouterr().out
 
 
 def test_unreachable_hub_is_an_error_of_one_line(repository: Path, tmp_path: Path):
-    outcome = _command(
-        "pose",
-        "--hub",
-        "--repository",
-        str(repository),
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.startswith("export: the Hugging Face hub is unreachable")
-    assert len(outcome.stderr.splitlines()) == 1
-
-
-def _command(
-    *arguments: str, environment: dict[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "export", *arguments],
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "pose", "--hub", "--repository", str(repository)],
         capture_output=True,
         text=True,
-        env=os.environ | (environment or {}),
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
         cwd=PROJECT,
         check=False,
     )
+    assert done.returncode == 1
+    assert done.stderr.startswith("export: the Hugging Face hub is unreachable")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def _copy(repository: Path, tmp_path: Path) -> Path:
