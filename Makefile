@@ -35,7 +35,7 @@ TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
 .PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak api-docs clean
-.PHONY: deploy-check container-check image perf-image monitoring autoscaling
+.PHONY: deploy-check container-check image perf-image monitoring autoscaling FORCE
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -89,9 +89,9 @@ install: $(BIN)/.installed
 $(HOG_MODEL): export/hog/command.py export/hog/graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
 	$(BIN)/python -m export hog
 
-# Built once from the project's own checkpoint; a model exported from other weights is left alone.
-$(POSE_MODEL): | $(BIN)/.installed
-	$(BIN)/python -m export pose
+# Runs each time: the model's metadata, not its date, show whether it is outdated or exported from other weights.
+$(POSE_MODEL): FORCE | $(BIN)/.installed
+	@$(BIN)/python -m export update-pose
 
 $(BIN)/.installed: requirements.txt requirements-export.txt requirements-serve.txt constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
