@@ -1,5 +1,6 @@
 """Sphinx settings of `make docs`: one site from the repository's Markdown and the client's docstrings."""
 
+import re
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -49,6 +50,7 @@ docs/api
 ```{toctree}
 :hidden:
 :caption: Operate
+Models <docs/models>
 Reliability <docs/reliability>
 Kubernetes <docs/fleet>
 SECURITY
@@ -77,8 +79,13 @@ Face mesh of the training data <export/pose/training/data/README>
 """
 
 
-def add_contents(_app: Sphinx, page: str, source: list[str]) -> None:
-    """Append the table of contents to the start page, where a code host would show it as text."""
+LINK = re.compile(r"\[([^\]]*)\]\(([^):#]+)\)")
+
+
+def adapt_source(app: Sphinx, page: str, source: list[str]) -> None:
+    """Append the contents to the start page. Unlink folders, which have a page only on a code host."""
+    folder = Path(app.srcdir, page).parent
+    source[0] = LINK.sub(lambda link: link[1] if (folder / link[2]).is_dir() else link[0], source[0])
     if page == root_doc:
         source[0] += CONTENTS
 
@@ -92,5 +99,5 @@ def add_index(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the two hooks."""
-    app.connect("source-read", add_contents)
+    app.connect("source-read", adapt_source)
     app.connect("build-finished", add_index)
