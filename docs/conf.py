@@ -24,6 +24,8 @@ exclude_patterns = [".*", "build", "**/__pycache__", "tests", "model_repository"
 
 # Markdown links to headings, as code hosts name their anchors.
 myst_heading_anchors = 4
+# Commands and messages are not Python.
+highlight_language = "none"
 # Docstrings write `name` for code.
 default_role = "code"
 napoleon_google_docstring = False
