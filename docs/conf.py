@@ -61,12 +61,13 @@ SECURITY
 ```{toctree}
 :hidden:
 :caption: Measured
+:glob:
 How speed is measured <benchmarks/README>
 Speed <benchmarks/results/bench>
 Faults and overload <benchmarks/results/chaos>
 Memory <benchmarks/results/soak>
-Autoscaler <benchmarks/results/autoscaling>
 GPU <benchmarks/results/gpu>
+benchmarks/results/*
 ```
 
 ```{toctree}
