@@ -1,5 +1,6 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
+# make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
 # make deploy-check  serve.sh, probes, manifests, rules, dashboard: all that can be tested without a cluster, 9 minutes
