@@ -25,7 +25,7 @@ from align_mask.alignment import align
 from align_mask.face_checks import check_hulls
 from align_mask.hull_mask import convex_hulls, hull_masks
 from benchmarks.speed.local_pipeline import align_settings
-from deploy.local.demo import LANDMARKS_FILE
+from deploy.local.photograph import LANDMARKS_FILE
 from tests.support import oracles
 from tests.support.face_data import CROP, extreme_aligned_landmarks
 from tests.support.machine import machine

@@ -9,7 +9,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from align_mask.settings import Settings, SettingsError
-from deploy.local.demo import photograph
+from deploy.local.photograph import photograph
 from export.hog.graph import feature_length
 from export.repository import DEFAULT_REPOSITORY, read_config
 from tests.support.interface import INTERFACE, MAX_BATCH_SIZE

@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from deploy.local.demo import photograph
+from deploy.local.photograph import photograph
 from deploy.local.server import PROJECT
 from tests.support import oracles
 
