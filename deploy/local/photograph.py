@@ -1,5 +1,7 @@
-"""The demo's photograph, scikit-image's `astronaut` (Eileen Collins, NASA, public domain), and its
-landmarks."""
+"""The demo's photograph and its landmarks.
+
+The photograph is scikit-image's `astronaut` (Eileen Collins, NASA, public domain).
+"""
 
 from pathlib import Path
 

@@ -146,7 +146,7 @@ def test_a_request_has_a_limit_too(repository: Path, tmp_path: Path):
         with pytest.raises(InferenceServerException) as caught:
             infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-    assert "8 frames of 112x112 pixels, in all 100000 are served; send at most 7 of" in caught.value.message()
+    assert "send fewer frames per request, at most 7 of this size" in caught.value.message()
 
 
 def test_a_body_that_ends_early_keeps_nobody_waiting(server: LocalServer, client: FaceFeatureClient):

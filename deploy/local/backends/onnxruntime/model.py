@@ -97,8 +97,7 @@ class TritonPythonModel:
         }
 
     def _answer(self, batches: list[Batch], outputs: list[list[str]]) -> list[Any]:
-        """Run several requests as one batch; if that fails, run each alone, so that only invalid ones
-        fail."""
+        """Run several requests as one batch; if that raises, run each alone."""
         joined = {name: _concatenate([batch[name] for batch in batches]) for name in self.input_types}
         names = sorted(set().union(*outputs))
         try:

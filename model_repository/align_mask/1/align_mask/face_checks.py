@@ -43,17 +43,16 @@ def reason_of(message: str) -> str:
 
 
 def request_size_error(faces: int, height: int, width: int, max_pixels: int) -> str | None:
-    """Return an error message if the frames of a request have too many pixels together, else None.
-
-    A single frame above the limit is left to `frame_size_error`: fewer frames would not help.
-    """
-    per_frame = height * width
-    if faces * per_frame <= max_pixels or per_frame > max_pixels:
+    """Return an error message if the frames of a request have too many pixels together, else None."""
+    pixels = faces * height * width
+    # The limit of a single frame is that of `frame_size_error`.
+    if pixels <= max_pixels or faces == 1:
         return None
+    fitting = max(1, max_pixels // (height * width))
     return (
-        f"request over the pixel limit: {faces} frames of {width}x{height} pixels have {faces * per_frame} "
-        f"pixels, the limit is {max_pixels}; send fewer frames per request, here at most "
-        f"{max_pixels // per_frame}, or crop the faces first"
+        f"request over the pixel limit: {faces} frames of {width}x{height} pixels have {pixels} pixels, the "
+        f"limit is {max_pixels}; send fewer frames per request, at most {fitting} of this size, or crop the "
+        "faces first"
     )
 
 
