@@ -65,8 +65,8 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     if configs and face_size is None:
         names = ", ".join(str(path.relative_to(repository)) for path in configs)
         raise ExportError(
-            f"{names}: face_size or dims differ from face_size {size} of align_mask/config.pbtxt; run `python -m "
-            f"export hog --face-size {size}`, which updates them"
+            f"{names}: face_size or dims differ from face_size {size} of align_mask/config.pbtxt; run "
+            f"`python -m export hog --face-size {size}`, which updates them"
         )
     model = build_hog_graph(size)
     faces = check_faces(size)

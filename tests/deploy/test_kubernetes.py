@@ -140,7 +140,7 @@ def test_pods_have_no_privileges(name: str):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_shared_memory_has_room_for_largest_request_of_every_instance(overlay: str):
-    """Each stub's region starts with its default size; a memory-backed volume counts as the container's memory."""
+    """A region starts with its default size; a memory-backed volume counts as the container's memory."""
     volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
     shared = volumes["shared-memory"]["emptyDir"]
     assert shared["medium"] == "Memory"
