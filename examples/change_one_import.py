@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from skimage.transform import resize
 
-from deploy.local.demo import photograph
+from deploy.local.photograph import photograph
 
 # Was: from feat.utils.face_mask import extract_hog_features_batched
 from triton_face_client.pyfeat import extract_hog_features_batched, pose_from_landmarks_mlp

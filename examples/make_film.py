@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from skimage.data import astronaut
 
-from deploy.local.demo import LANDMARKS_FILE
+from deploy.local.photograph import LANDMARKS_FILE
 
 FRAMES = 100
 LOST_FRAME = 40

@@ -1,6 +1,8 @@
-"""The model repository: its configs, and built models stored in it."""
+"""The model repository: its configurations, and storing a model that fits its configuration."""
 
 import argparse
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -24,7 +26,7 @@ Interface = dict[str, tuple[int, list[int]]]
 
 
 def add_repository_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the option ``--repository``."""
+    """Declare the option `--repository`."""
     parser.add_argument(
         "--repository",
         type=Path,
@@ -35,14 +37,18 @@ def add_repository_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(repository: Path, model_name: str) -> model_config_pb2.ModelConfig:
-    """Parse ``config.pbtxt`` of a model.
+    """Parse ``config.pbtxt`` of a model."""
+    return read_config_file(repository / model_name / "config.pbtxt")
+
+
+def read_config_file(path: Path) -> model_config_pb2.ModelConfig:
+    """Parse a model configuration.
 
     Raises
     ------
     ExportError
-        When the file is missing or not a model configuration.
+        If the file is missing or not a model configuration.
     """
-    path = repository / model_name / "config.pbtxt"
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
@@ -61,7 +67,13 @@ def configured_face_size(repository: Path) -> int:
     return int(text)
 
 
-def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path, model_name: str) -> Path:
+def store_model(
+    model: onnx.ModelProto,
+    facts: dict[str, str],
+    repository: Path,
+    model_name: str,
+    configs: Mapping[Path, str] | None = None,
+) -> Path:
     """Write a checked model to ``<repository>/<model_name>/1/model.onnx`` atomically.
 
     Parameters
@@ -69,7 +81,9 @@ def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path,
     model : ModelProto
         The model; its metadata is replaced by `facts`.
     facts : dict of str to str
-        The model's origin and the result of its check.
+        Origin of the model and results of its check.
+    configs : mapping of Path to str, optional
+        Configurations to replace together with the model, with their new text.
 
     Returns
     -------
@@ -79,21 +93,30 @@ def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path,
     Raises
     ------
     ExportError
-        When the model's tensors differ from those in its ``config.pbtxt``, or the file cannot be written.
+        If the model's tensors differ from those of its ``config.pbtxt``, or a file cannot be written.
     """
-    _check_interface(model, repository, model_name)
+    configs = configs or {}
+    config_path = repository / model_name / "config.pbtxt"
+    if config_path in configs:
+        config = text_format.Parse(configs[config_path], model_config_pb2.ModelConfig())
+    else:
+        config = read_config_file(config_path)
+    _check_interface(model, config, config_path)
     onnx.helper.set_model_props(model, facts)
     path = repository / model_name / "1" / "model.onnx"
     try:
-        with replacing(path) as temporary:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(replacing(path))
+            for replaced, text in configs.items():
+                stack.enter_context(replacing(replaced)).write_text(text)
+            # Last, because make rebuilds a model that is older than its configuration.
             temporary.write_bytes(model.SerializeToString())
     except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+        raise ExportError(f"cannot write {error.filename or path}: {error.strerror}") from error
     return path
 
 
-def _check_interface(model: onnx.ModelProto, repository: Path, model_name: str) -> None:
-    config = read_config(repository, model_name)
+def _check_interface(model: onnx.ModelProto, config: model_config_pb2.ModelConfig, config_path: Path) -> None:
     for kind, graph_side, config_side in (
         ("input", model.graph.input, config.input),
         ("output", model.graph.output, config.output),
@@ -101,9 +124,8 @@ def _check_interface(model: onnx.ModelProto, repository: Path, model_name: str) 
         built, configured = _graph_interface(graph_side), _config_interface(config_side)
         if built != configured:
             raise ExportError(
-                f"the {kind} of the built model is {_describe(built)}, but "
-                f"{repository / model_name / 'config.pbtxt'} says {_describe(configured)}; "
-                "change the dims there (and align_mask's face_size and outputs) or the --face-size"
+                f"the {kind} of the built model is {_describe(built)}, but {config_path} says "
+                f"{_describe(configured)}; correct the configuration"
             )
 
 

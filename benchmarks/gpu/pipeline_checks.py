@@ -106,8 +106,8 @@ def answers(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Answers:
     """Compute every output on the job's device, as the models do."""
     pixels = torch.from_numpy(frames).to(job.device)
     faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings(), StageClock())
-    if faces.faults:
-        raise ValueError(f"faces of this check are refused: {faces.faults}")
+    if faces.invalid:
+        raise ValueError(f"faces of this check are invalid: {faces.invalid}")
     outputs = {name: values.cpu().numpy() for name, values in faces.outputs.items()}
     outputs["HOG"] = session(job, "hog").run(["HOG"], {"MASKED_FACES": outputs["MASKED_FACES"]})[0]
     outputs["POSE"] = session(job, "pose_mlp").run(["POSE"], {"LANDMARKS": landmarks})[0]

@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from align_mask.alignment import align
-from align_mask.face_checks import hull_faults
+from align_mask.face_checks import check_hulls
 from align_mask.hull_mask import convex_hulls, hull_masks
 from benchmarks.speed.local_pipeline import align_settings
-from deploy.local.demo import LANDMARKS_FILE
+from deploy.local.photograph import LANDMARKS_FILE
 from tests.support import oracles
 from tests.support.face_data import CROP, extreme_aligned_landmarks
 from tests.support.machine import machine
@@ -101,7 +101,7 @@ def _with_hull(draw: Draw, count: int, generator: np.random.Generator) -> np.nda
     drawn = np.empty((0, 68, 2), dtype=np.int64)
     while len(drawn) < count:
         more = draw(count, generator)
-        bad = list(hull_faults(convex_hulls(more)))
+        bad = list(check_hulls(convex_hulls(more)))
         drawn = np.concatenate([drawn, np.delete(more, bad, axis=0)])
     return drawn[:count]
 

@@ -30,9 +30,9 @@ STALE_SECONDS = 8.0
 """How long an instance of align_mask may take for one step of its work.
 
 The slowest step that its limits allow, eight frames of 3840x2160 through the warp, takes 0.42 s of a core;
-this is 19 times as long. Measured on two cores with nine runnable processes and the largest requests (128
-frames of 1920x1080, 32 of 3840x2160, 32 of 1920x1080 in FP32): a step took up to 1.03 s, and the heartbeat,
-which is updated every second, was at most 1.8 s old.
+this is 19 times as long. Measured on two cores with nine runnable processes and requests above today's
+max_request_pixels (128 frames of 1920x1080, 32 of 3840x2160, 32 of 1920x1080 in FP32): a step took up to
+1.03 s, and the heartbeat, which is updated every second, was at most 1.8 s old.
 """
 
 WAIT_SECONDS = 4.0

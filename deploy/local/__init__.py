@@ -1,5 +1,6 @@
-"""A real Triton server on this machine, from the wheel of nvidia-pytriton, without a container."""
+"""A real Triton server on this machine without a container, from the wheel of nvidia-pytriton."""
 
-from deploy.local.server import LocalServer, ServerError
+from deploy.local.errors import ServerError
+from deploy.local.server import LocalServer
 
 __all__ = ["LocalServer", "ServerError"]

@@ -1,10 +1,17 @@
 """`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
 
-A server that has lost one of its processes, or hangs, is started again on the same ports.
+A supervisor restarts the server on the same ports if one of its processes ends, or it hangs or keeps failing.
 
-HTTP_PORT, GRPC_PORT and METRICS_PORT name the ports, 0 takes a free one; MODEL_REPOSITORY names another
-repository than the project's, MODEL_CONFIG_NAME a tuning in the models' `configs/` (cpu, gpu). ADMIN_KEY is
-what opens the server's administrative endpoints, by default a random key.
+Environment variables:
+
+HTTP_PORT, GRPC_PORT, METRICS_PORT
+    Ports on 127.0.0.1, by default 8000, 8001, 8002; 0 selects a free port.
+MODEL_REPOSITORY
+    Model repository, by default the project's.
+MODEL_CONFIG_NAME
+    Profile from the models' `configs/` (cpu, gpu).
+ADMIN_KEY
+    Key of the restricted endpoints, by default random.
 """
 
 import functools
@@ -15,17 +22,19 @@ import types
 from pathlib import Path
 from typing import NoReturn
 
-from deploy.local.server import DEFAULT_REPOSITORY, LocalServer, Ports, ServerError
+from deploy.local.errors import ServerError
+from deploy.local.ports import Ports
+from deploy.local.server import DEFAULT_REPOSITORY, LocalServer
 from deploy.local.supervisor import Supervisor
 
 DEFAULT_PORTS = Ports(http=8000, grpc=8001, metrics=8002)
-"""Triton's own."""
+"""Triton's default ports."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    """Serve; return 0 after an ordered stop and 1 when the server cannot start, or not be kept running."""
+    """Serve; return 0 after a stop by signal, 1 if the server cannot start or keeps failing."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop_once)
     try:
@@ -33,7 +42,7 @@ def main() -> int:
         with LocalServer(
             repository,
             _ports_from_environment(),
-            _tuning_from_environment(repository),
+            _profile_option(repository),
             admin_key=os.environ.get("ADMIN_KEY") or None,
         ) as server:
             print(f"gRPC     {server.grpc_url}")
@@ -52,21 +61,24 @@ def main() -> int:
 
 
 def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
-    """End the wait; what follows, an impatient second Ctrl-C included, must not cut the clean-up short."""
+    """Interrupt `main`; ignore further signals, which must not interrupt the clean-up."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     print("stopping ...", flush=True)
     raise KeyboardInterrupt
 
 
-def _tuning_from_environment(repository: Path) -> tuple[str, ...]:
-    """Return the option for the tuning; Triton itself takes the default where there is none of a name."""
+def _profile_option(repository: Path) -> tuple[str, ...]:
+    """Return tritonserver's option for the profile. Triton itself ignores a name without a file."""
     name = os.environ.get("MODEL_CONFIG_NAME")
     if not name:
         return ()
-    known = {path.stem for path in repository.glob("*/configs/*.pbtxt")}
-    if name not in known:
-        raise ServerError(f"MODEL_CONFIG_NAME={name}: no model has configs/{name}.pbtxt, but {sorted(known)}")
+    profiles = {path.stem for path in repository.glob("*/configs/*.pbtxt")}
+    if name not in profiles:
+        raise ServerError(
+            f"MODEL_CONFIG_NAME={name}: no model has a profile configs/{name}.pbtxt; set it to one of "
+            f"{sorted(profiles)}"
+        )
     return (f"--model-config-name={name}",)
 
 

@@ -1,25 +1,17 @@
-"""`python -m deploy.local.demo`: one photograph through a real server, a table and a picture of it.
-
-The photograph is scikit-image's `astronaut` (Eileen Collins, NASA, public domain). Its 68 landmarks, in
-`data/astronaut_landmarks.csv`, were read off MediaPipe's face mesh.
-"""
+"""`python -m deploy.local.demo`: send a photograph to a real server; print its results and draw them."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
-from skimage.data import astronaut
 from tritonclient.grpc import service_pb2
 
-from deploy.local.server import PROJECT, LocalServer, ServerError
+from deploy.local.errors import ServerError
+from deploy.local.photograph import photograph
+from deploy.local.server import PROJECT, LocalServer
 from triton_face_client import FaceFeatureClient, subject_pose
 from triton_face_client.plotting.drawing import draw_face
 
-LANDMARKS_FILE = Path(__file__).resolve().parent / "data" / "astronaut_landmarks.csv"
 PICTURE = PROJECT / "build" / "demo.png"
-
-CROP_OVER_FACE = 1.6
-"""Side of the crop over the landmarks' box: the aligned face reaches beyond the landmarks."""
 
 TIMED_REQUESTS = 20
 TIMED_BATCH = 32
@@ -28,7 +20,7 @@ ModelStatistics = dict[str, service_pb2.ModelStatistics]
 
 
 def main() -> int:
-    """Run the demo; return 1, with one line on standard error, when the server cannot start."""
+    """Run the demo; return 1, with one line on standard error, if the server cannot start."""
     crop, landmarks = photograph()
     frames, points = crop[None], landmarks[None]
     try:
@@ -50,26 +42,6 @@ def main() -> int:
     draw_face(PICTURE, crop, landmarks, {name: rows[0] for name, rows in (features | faces).items()})
     print(f"\npicture: {PICTURE}")
     return 0
-
-
-def photograph() -> tuple[np.ndarray, np.ndarray]:
-    """Cut the face out of the photograph.
-
-    Returns
-    -------
-    crop : ndarray of float32, shape (3, H, W)
-        Values in [0, 1].
-    landmarks : ndarray of float32, shape (68, 2)
-        In pixels of the crop.
-    """
-    points = np.loadtxt(LANDMARKS_FILE, delimiter=",", skiprows=1, dtype=np.float32)
-    low, high = points.min(axis=0), points.max(axis=0)
-    half = CROP_OVER_FACE * (high - low).max() / 2
-    left, top = np.maximum((low + high) / 2 - half, 0).astype(int)
-    side = int(2 * half)
-    crop = astronaut()[top : top + side, left : left + side]
-    pixels = np.ascontiguousarray(crop.transpose(2, 0, 1), dtype=np.float32) / 255
-    return pixels, points - np.float32([left, top])
 
 
 def _print_server(client: FaceFeatureClient) -> None:
@@ -105,7 +77,7 @@ def _print_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.nd
 
 
 def _stage_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
-    """Return milliseconds a request spends in each model, from the server's own statistics."""
+    """Return the mean milliseconds of a request in each model, from the server's statistics."""
     client.features(frames, landmarks)
     before = _statistics(client)
     for _ in range(TIMED_REQUESTS):

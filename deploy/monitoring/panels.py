@@ -160,7 +160,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "A face in align_mask",
-            "Time by stage; on a GPU the pixels' own is in 'tensors'.",
+            "Time by stage; on a GPU that of the pixels is in 'io'.",
             "ms",
             (
                 Query(

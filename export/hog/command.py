@@ -8,6 +8,7 @@ import numpy as np
 from skimage.feature import hog as skimage_hog
 
 from export.errors import ExportError
+from export.hog.face_size import outdated_configs
 from export.hog.graph import BLOCK, CELL, ORIENTATIONS, build_hog_graph, feature_length
 from export.onnx_session import run_on_cpu
 from export.repository import add_repository_argument, configured_face_size, store_model
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--face-size",
         type=int,
         metavar="PIXELS",
-        help="side of the aligned face (default: what align_mask is configured for)",
+        help="change the side of the aligned face in all configs (default: keep align_mask's face_size)",
     )
     add_repository_argument(parser)
 
@@ -43,24 +44,32 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     repository : Path
         The model repository; ``hog/1/model.onnx`` in it is replaced.
     face_size : int, optional
-        Side of the aligned face, pixels; by default what align_mask there is configured for.
+        New side of the aligned face, pixels: configurations with another one are replaced too. By default the
+        parameter face_size of align_mask.
 
     Returns
     -------
     Path, float
-        The file and the largest difference from scikit-image that the check saw.
+        The file and the largest difference from scikit-image in the check.
 
     Raises
     ------
     ExportError
-        When the size is too small or not the configured one, or the check fails; the old model stays.
+        If the size is too small, the check fails, or no size is given and the configurations disagree. No
+        file is changed then.
     """
-    if face_size is None:
-        face_size = configured_face_size(repository)
-    if face_size < SMALLEST_FACE:
-        raise ExportError(f"--face-size must be at least {SMALLEST_FACE} pixels, it is {face_size}")
-    model = build_hog_graph(face_size)
-    faces = check_faces(face_size)
+    size = configured_face_size(repository) if face_size is None else face_size
+    if size < SMALLEST_FACE:
+        raise ExportError(f"the face size must be at least {SMALLEST_FACE} pixels, it is {size}")
+    configs = outdated_configs(repository, size)
+    if configs and face_size is None:
+        names = ", ".join(str(path.relative_to(repository)) for path in configs)
+        raise ExportError(
+            f"{names}: face_size or dims differ from face_size {size} of align_mask/config.pbtxt; run "
+            f"`python -m export hog --face-size {size}`, which updates them"
+        )
+    model = build_hog_graph(size)
+    faces = check_faces(size)
     difference = float(np.abs(run_on_cpu(model, faces) - reference_features(faces)).max())
     if not difference <= TOLERANCE:
         raise ExportError(
@@ -69,16 +78,16 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
         )
     facts = {
         "made_from": "the definition of skimage.feature.hog, as an ONNX graph",
-        "face_size": str(face_size),
+        "face_size": str(size),
         "orientations": str(ORIENTATIONS),
         "pixels_per_cell": str(CELL),
         "cells_per_block": str(BLOCK),
         "block_norm": "L2-Hys",
-        "features": str(feature_length(face_size)),
+        "features": str(feature_length(size)),
         "checked_against": f"scikit-image {importlib.metadata.version('scikit-image')}",
         "largest_difference": f"{difference:.3e}",
     }
-    return store_model(model, facts, repository, "hog"), difference
+    return store_model(model, facts, repository, "hog", configs), difference
 
 
 def check_faces(face_size: int) -> np.ndarray:

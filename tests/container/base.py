@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.local.server import PROJECT, STANDIN_BACKENDS, find_triton
+from deploy.local.server import PROJECT
+from deploy.local.wheel import PYTHON_BASED_BACKENDS, find_triton
 from tests.container.engine import FOLDER, Engine, Say, debian_mirror
 
 BASE = "localhost/tritonserver"
@@ -108,7 +109,7 @@ def _lay_out_triton(target: Path) -> None:
     shutil.copytree(triton / "bin", target / "bin")
     shutil.copytree(triton.parent.parent / "nvidia_pytriton.libs", target / "lib")
     without_bytecode = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(STANDIN_BACKENDS, target / "backends", ignore=without_bytecode)
+    shutil.copytree(PYTHON_BASED_BACKENDS, target / "backends", ignore=without_bytecode)
     shutil.copytree(triton / "backends/python", target / "backends/python", ignore=without_bytecode)
     stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     shutil.copy2(stub, target / "backends/python")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from deploy.local.server import HOST, PROJECT, Ports, claimed
+from deploy.local.ports import HOST, Ports, choose_ports
+from deploy.local.server import PROJECT
 from deploy.local.supervisor import Process, server_processes
 from tests.container.base import IMAGE
 from tests.container.engine import ROOM, Engine
@@ -168,7 +169,7 @@ class Container(contextlib.AbstractContextManager):
     def __enter__(self) -> "Container":
         """Start it; it need not be ready yet."""
         # gRPC would share a taken port with its other listener, without an error.
-        claimed(self.ports)
+        choose_ports(self.ports)
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
         # The host's network is this process's own; the tests run the health check themselves.
         options = ["--network=host", "--health-interval=disable", *self._confinement, *settings]

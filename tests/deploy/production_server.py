@@ -11,15 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from deploy.local.server import (
-    HOST,
-    PROJECT,
-    Ports,
-    claimed,
-    find_triton,
-    lay_out_backends,
-    library_folders,
-)
+from deploy.local.ports import HOST, Ports, choose_ports
+from deploy.local.server import PROJECT
+from deploy.local.wheel import create_backend_folder, find_triton, library_path
 
 SERVE = PROJECT / "deploy" / "docker" / "serve.sh"
 START_SECONDS = 120.0
@@ -57,8 +51,8 @@ class ProductionServer(contextlib.AbstractContextManager):
         self._folder = tempfile.TemporaryDirectory(prefix="triton-face-fleet-")
         folder = Path(self._folder.name)
         folder.chmod(0o755)
-        lay_out_backends(find_triton(), folder / "backends")
-        ports = claimed(Ports())
+        create_backend_folder(find_triton(), folder / "backends")
+        ports = choose_ports(Ports())
         self.http_port, self.grpc_port, self.metrics_port = ports.http, ports.grpc, ports.metrics
         self.log_path = folder / "log"
         with self.log_path.open("wb") as log:
@@ -113,7 +107,7 @@ class ProductionServer(contextlib.AbstractContextManager):
         triton = find_triton()
         return {
             "MODEL_REPOSITORY": str(self._repository),
-            "LD_LIBRARY_PATH": library_folders(triton),
+            "LD_LIBRARY_PATH": library_path(triton),
             # The stub asks the first python3 on PATH where its packages are.
             "PATH": f"{triton / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
         } | self._environment

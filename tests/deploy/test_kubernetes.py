@@ -139,8 +139,8 @@ def test_pods_have_no_privileges(name: str):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_shared_memory_holds_every_stub_and_the_pod_holds_it(overlay: str):
-    """Triton makes its regions at the start; a memory-backed volume counts as the container's memory."""
+def test_shared_memory_has_room_for_largest_request_of_every_instance(overlay: str):
+    """A region starts with its default size; a memory-backed volume counts as the container's memory."""
     volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
     shared = volumes["shared-memory"]["emptyDir"]
     assert shared["medium"] == "Memory"
@@ -151,7 +151,8 @@ def test_shared_memory_holds_every_stub_and_the_pod_holds_it(overlay: str):
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     stubs = sum(group.count for group in config.instance_group)
     size = mebibytes(shared["sizeLimit"])
-    assert 3 * stubs * STUB_MEMORY_BYTES / 2**20 <= size, "at the start, and room to grow"
+    frames_bytes = int(config.parameters["max_request_pixels"].string_value) * 3 * 4
+    assert stubs * (STUB_MEMORY_BYTES + frames_bytes) / 2**20 <= size
     assert size < mebibytes(container(overlay)["resources"]["limits"]["memory"]) / 2
 
 

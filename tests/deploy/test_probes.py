@@ -248,7 +248,7 @@ def test_a_batch_that_takes_long_is_no_hang(container: dict, obedient: Path, tmp
 
 
 def test_the_largest_request_is_no_hang(container: dict, production: ProductionServer, tmp_path: Path):
-    """All pixels that a request may have, 800 MB, for both instances at once."""
+    """All pixels that a request may have, 16 frames of 1920x1080 in FP32, for both instances at once."""
     with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
         command = [sys.executable, "-c", LARGEST, production.grpc_url]
         callers = [subprocess.Popen(command, cwd=PROJECT) for _ in range(2)]
@@ -263,11 +263,11 @@ import numpy as np
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
 from triton_face_client.sample_faces import sample_faces
-frames, landmarks = sample_faces(128)
-large = np.zeros((128, 3, 1080, 1920), np.uint8)
-large[:, :, :112, :112] = frames
+frames, landmarks = sample_faces(16)
+large = np.zeros((16, 3, 1080, 1920), np.float32)
+large[:, :, :112, :112] = frames / np.float32(255)
 with FaceFeatureClient(sys.argv[1], timeout=250) as client:
-    infer(client, "ensemble", {"FRAMES_UINT8": large, "LANDMARKS": landmarks}, ["HOG", "POSE"])
+    infer(client, "ensemble", {"FRAMES": large, "LANDMARKS": landmarks}, ["HOG", "POSE"])
 """
 
 

@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from deploy.local.server import PROJECT, STUB_MEMORY_BYTES, find_triton, library_folders
+from deploy.local.server import PROJECT, STUB_MEMORY_BYTES
+from deploy.local.wheel import find_triton, library_path
 from tests.deploy.production_server import ProductionServer
 from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient, ServiceUnavailableError
@@ -42,7 +43,7 @@ def test_every_option_is_known_to_a_real_server():
     triton = find_triton()
     described = subprocess.run(
         [triton / "bin" / "tritonserver", "--help"],
-        env=os.environ | {"LD_LIBRARY_PATH": library_folders(triton)},
+        env=os.environ | {"LD_LIBRARY_PATH": library_path(triton)},
         capture_output=True,
         text=True,
     )

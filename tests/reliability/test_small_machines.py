@@ -79,7 +79,9 @@ def test_too_little_shared_memory_for_a_request(repository: Path):
 
 def test_a_full_disk_where_the_server_is_laid_out(repository: Path, tmp_path: Path):
     done = run_with_small(str(tmp_path), 1, SERVE, str(repository), TMPDIR=str(tmp_path))
-    assert done.stdout.startswith(f"not started: cannot lay out the server in {tmp_path} "), done.stderr
+    assert done.stdout.startswith(f"not started: cannot create the server's folder in {tmp_path}: "), (
+        done.stderr
+    )
     assert "No space left on device" in done.stdout
 
 

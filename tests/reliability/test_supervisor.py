@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
-from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
+from deploy.local.supervisor import MAX_RESTARTS, Process, server_processes
 from tests.support.face_data import photo_faces
 from tests.support.make_serve import read_until_ready, start, the_server
 from tests.support.raw_requests import infer
@@ -107,7 +107,7 @@ def test_a_stub_that_hangs_without_being_stopped_is_replaced(repository: Path, t
         expected = client.features(frames, landmarks)
         hold.touch()
         start_of_it = time.monotonic()
-        assert "a face has had no answer for 1" in process.stderr.readline()
+        assert "a test request has had no response for 1" in process.stderr.readline()
         hold.unlink()
         assert "ready again" in process.stderr.readline()
         assert time.monotonic() - start_of_it < BACK_SECONDS
@@ -161,7 +161,7 @@ def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):
                 super().restart()
                 os.kill(self.pid, signal.SIGKILL)
 
-        supervisor.LOOK_SECONDS = 0.05
+        supervisor.CHECK_SECONDS = 0.05
         with Fragile(Path(sys.argv[1]), models=("pose_mlp",)) as server:
             watched = supervisor.Supervisor(server, print)
             os.kill(server.pid, signal.SIGKILL)
@@ -178,10 +178,10 @@ def test_a_server_that_fails_again_and_again_is_given_up(repository: Path):
         text=True,
         timeout=120,
     )
-    assert done.stdout.count("starting the server again") == MOST_RESTARTS, done.stderr
+    assert done.stdout.count("starting the server again") == MAX_RESTARTS, done.stderr
     assert "given up: the process of tritonserver is gone; the server has failed 6 times" in done.stdout
     log = Path(done.stdout.rpartition("kept in ")[2].strip())
-    assert log.read_text().count("Started GRPCInferenceService") == MOST_RESTARTS + 1
+    assert log.read_text().count("Started GRPCInferenceService") == MAX_RESTARTS + 1
     log.unlink()
 
 

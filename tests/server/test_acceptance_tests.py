@@ -1,4 +1,4 @@
-"""The acceptance tests themselves: they pass on a sound server of another profile and fail on wrong ones."""
+"""Tests of the acceptance tests: they pass on a server with another profile and fail on wrong servers."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ from tests.support.interface import ENSEMBLE_OUTPUTS
 from triton_face_client import FaceFeatureClient, Tls
 
 NAME = "faces.test"
-"""In the server's certificate, as in a pod's that is reached through a forwarded port."""
+"""Name in the server's certificate; it differs from the address, as with a forwarded port of a pod."""
 
 ALIGNMENT = "Alignment, landmarks and masks"
 HOG = "HOG is that of the masked faces"
@@ -51,7 +51,7 @@ HEARTBEATS = "Every instance of align_mask"
 
 
 def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Run some acceptance tests as an operator does."""
+    """Run the acceptance tests whose names match, in the way of an operator."""
     command = [
         sys.executable,
         "-m",
@@ -67,7 +67,7 @@ def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
 
 
 def results(output: str) -> dict[str, str]:
-    """Return the table's rows, each by its first words, with their results."""
+    """Return the table's rows, by their first words, with their results."""
     table = output[output.index("\nchecked ") :]
     return {
         name: match[1]
@@ -80,7 +80,7 @@ def results(output: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a server's and a client's certificate, named as in a Kubernetes Secret."""
+    """Return a folder with certificates of server and client, named as in a Kubernetes Secret."""
     folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
     certificate = authority.issue_cert(NAME)
     authority.cert_pem.write_to_path(folder / "ca.crt")
@@ -91,7 +91,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
-    """Give a server with another profile that wants a certificate of its clients."""
+    """Yield a server with the profile cpu that requires client certificates."""
     options = (
         "--model-config-name=cpu",
         "--grpc-use-ssl=1",
@@ -104,7 +104,7 @@ def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
         yield running
 
 
-def test_the_cpu_profile_is_warm_and_gives_the_same_bits(
+def test_cpu_profile_warms_up_and_has_same_bits(
     tuned: LocalServer, certificates: Path, client: FaceFeatureClient
 ):
     faces = by_frames(*photo_faces(20, 61))
@@ -120,7 +120,7 @@ def test_the_cpu_profile_is_warm_and_gives_the_same_bits(
         np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
 
 
-def test_a_sound_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
+def test_correct_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
     done = accept(
         "oracle or hog or torch or metadata or never_mixed or metrics",
         f"--server={tuned.grpc_url}",
@@ -133,11 +133,11 @@ def test_a_sound_server_with_another_profile_passes(tuned: LocalServer, certific
     assert f"{tuned.grpc_url}: Triton 2.51.0, no model on a GPU" in done.stdout
     rows = (ALIGNMENT, HOG, POSE, MIXED, INTERFACE, METRICS, HEARTBEATS)
     assert results(done.stdout) == dict.fromkeys(rows, "passed")
-    assert not list((tmp_path / "own").glob("served*")), "no model is built for a server that is there"
+    assert not list((tmp_path / "own").glob("served*")), "a test of a running server builds no model"
 
 
 def configured(repository: Path, **parameters: str) -> None:
-    """Change parameters of align_mask."""
+    """Change parameters in align_mask's configuration."""
     path = repository / "align_mask" / "config.pbtxt"
     text = path.read_text()
     for name, value in parameters.items():
@@ -147,9 +147,9 @@ def configured(repository: Path, **parameters: str) -> None:
 
 
 def wrapped(repository: Path, change: str) -> None:
-    """Run lines of Python on the `requests` and `responses` of every batch of align_mask."""
+    """Inject lines of Python that change the `responses` to the `requests` of every batch of align_mask."""
     folder = repository / "align_mask" / "1"
-    (folder / "model.py").rename(folder / "sound_model.py")
+    (folder / "model.py").rename(folder / "shipped_model.py")
     (folder / "model.py").write_text(
         WRAPPER + textwrap.indent(change, 8 * " ") + "        return responses\n"
     )
@@ -162,17 +162,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-import sound_model
+import shipped_model
 import triton_python_backend_utils as pb_utils
 
-class TritonPythonModel(sound_model.TritonPythonModel):
+class TritonPythonModel(shipped_model.TritonPythonModel):
     def execute(self, requests):
         responses = super().execute(requests)
 """
 
 
 def with_another_epsilon(model: Path) -> None:
-    """Change the constant in the block norm of HOG."""
+    """Change the constant of HOG's block norm."""
     graph = onnx.load(model)
     (epsilon,) = (tensor for tensor in graph.graph.initializer if tensor.name == "epsilon")
     epsilon.CopyFrom(onnx.numpy_helper.from_array(np.float32([1e-5]).reshape(epsilon.dims), "epsilon"))
@@ -189,11 +189,11 @@ for position, response in enumerate(responses):
         responses[position] = pb_utils.InferenceResponse(tensors)
 responses.reverse()
 """
-"""One reason for a refusal is ignored, and the requests of a batch get each other's answers."""
+"""Answers faces without eye distance, and exchanges the responses of a batch."""
 
 
-def test_a_wrong_server_fails_in_the_rows_of_its_faults(repository: Path, tmp_path: Path):
-    """Another fill, another norm in HOG, other pose weights and a wrong `execute`, each in its own rows."""
+def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, tmp_path: Path):
+    """Another fill value, HOG norm, pose weights and `execute` fail in different rows."""
     wrong = shutil.copytree(repository, tmp_path / "wrong")
     configured(wrong, fill="127")
     with_another_epsilon(wrong / "hog" / "1" / "model.onnx")
@@ -211,14 +211,14 @@ def test_a_wrong_server_fails_in_the_rows_of_its_faults(repository: Path, tmp_pa
     assert results(named.stdout) == {POSE: "passed"}
 
 
-def closed_address() -> str:
+def unused_address() -> str:
     with socket.socket() as free:
         free.bind((HOST, 0))
         return f"{HOST}:{free.getsockname()[1]}"
 
 
-def test_no_server_is_one_message():
-    done = accept("test", f"--server={closed_address()}")
+def test_unreachable_server_is_one_line():
+    done = accept("test", f"--server={unused_address()}")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert len(done.stderr.strip().splitlines()) == 1
     assert "no server answers at" in done.stderr
@@ -233,13 +233,13 @@ def test_no_server_is_one_message():
         ("HTTP", None, "is it the HTTP port"),
     ],
 )
-def test_an_address_that_is_wrong_is_named(server: LocalServer, url: str, metrics: str | None, message: str):
+def test_wrong_address_is_an_error(server: LocalServer, url: str, metrics: str | None, message: str):
     addresses = {"gRPC": server.grpc_url, "HTTP": server.http_url, None: None}
     with pytest.raises(NotOurServerError, match=message):
         examine(Target(addresses.get(url, url), addresses[metrics]))
 
 
-def test_a_server_without_the_models_is_named(repository: Path):
+def test_server_without_the_models_is_an_error(repository: Path):
     with (
         LocalServer(repository, models=("pose_mlp",)) as server,
         pytest.raises(NotOurServerError, match="has no model align_mask ready: serve the project's"),
@@ -248,8 +248,8 @@ def test_a_server_without_the_models_is_named(repository: Path):
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_server_that_stops_answering_ends_the_run(monkeypatch: pytest.MonkeyPatch, listens: bool):
-    """One whose process is stopped still accepts connections; of one that has ended the port is closed."""
+def test_run_ends_when_server_stops_responding(monkeypatch: pytest.MonkeyPatch, listens: bool):
+    """A stopped process still accepts connections; the port of an ended one is closed."""
     monkeypatch.setattr(target, "PATIENCE_SECONDS", 0.5)
     with socket.socket() as endpoint:
         endpoint.bind((HOST, 0))
@@ -265,8 +265,8 @@ def test_a_server_that_stops_answering_ends_the_run(monkeypatch: pytest.MonkeyPa
             infer(client, "hog", {"MASKED_FACES": np.zeros((1, 3, 112, 112), np.float32)}, ["HOG"])
 
 
-def test_agreement_on_a_gpu_allows_rounding_and_no_other_face():
-    """The same faces through affine maps that are rounded otherwise, and beside other faces."""
+def test_agreement_on_gpu_allows_rounding_but_no_other_face():
+    """Affine maps that differ by one ulp agree; rows of other faces do not."""
     frames, landmarks = photo_faces(12, 670)
     exact = np.float32([oracles.affine(points) for points in landmarks])
     masks = [

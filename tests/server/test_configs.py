@@ -1,4 +1,4 @@
-"""The configs as protobuf: the fixed interface, and what holds between the models."""
+"""Model configurations as protobuf: the fixed interface, and consistency between models and profiles."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from align_mask.settings import Settings, SettingsError
-from deploy.local.demo import photograph
+from deploy.local.photograph import photograph
 from export.hog.graph import feature_length
 from export.repository import DEFAULT_REPOSITORY, read_config
 from tests.support.interface import INTERFACE, MAX_BATCH_SIZE
@@ -28,7 +28,7 @@ def tensors(values: list[model_config_pb2.ModelInput]) -> list[tuple[str, str, l
 
 
 @pytest.mark.parametrize("name", INTERFACE)
-def test_interface(name: str):
+def test_tensors_are_those_of_interface(name: str):
     inputs, outputs = INTERFACE[name]
     assert tensors(config(name).input) == inputs
     assert tensors(config(name).output) == outputs
@@ -44,13 +44,13 @@ def test_backends():
     assert config("ensemble").platform == "ensemble"
 
 
-def test_all_models_batch_alike():
+def test_all_models_have_same_max_batch_size():
     assert {config(name).max_batch_size for name in INTERFACE} == {MAX_BATCH_SIZE}
     for name in ("align_mask", "hog", "pose_mlp"):
         assert config(name).HasField("dynamic_batching")
 
 
-def test_one_config_serves_with_and_without_a_gpu():
+def test_default_configs_work_with_and_without_gpu():
     for name in ("align_mask", "hog", "pose_mlp"):
         groups = config(name).instance_group
         assert [model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) for group in groups] == [
@@ -59,7 +59,7 @@ def test_one_config_serves_with_and_without_a_gpu():
 
 
 @pytest.mark.parametrize("name", ["hog", "pose_mlp"])
-def test_onnx_files_have_the_tensors_of_their_configs(repository: Path, name: str):
+def test_onnx_files_have_tensors_of_their_configs(repository: Path, name: str):
     graph = onnx.load(repository / name / "1" / "model.onnx").graph
     for configured, built in ((config(name).input, graph.input), (config(name).output, graph.output)):
         assert [
@@ -72,7 +72,7 @@ def test_onnx_files_have_the_tensors_of_their_configs(repository: Path, name: st
         ] == [(tensor, ONNX_TYPE[kind], dims) for tensor, kind, dims in tensors(configured)]
 
 
-def test_ensemble_connects_tensors_of_one_shape():
+def test_ensemble_connects_tensors_of_same_shape():
     ensemble = config("ensemble")
     known = {name: (kind, dims) for name, kind, dims in tensors(ensemble.input)}
     for step in ensemble.ensemble_scheduling.step:
@@ -85,24 +85,25 @@ def test_ensemble_connects_tensors_of_one_shape():
         assert known[name] == (kind, dims)
 
 
-def test_no_ensemble_output_flows_into_a_step():
-    """Triton cannot drop unneeded steps of an ensemble that exposes such a tensor."""
+def test_no_ensemble_output_is_input_of_a_step():
+    """Triton does not skip unneeded steps of an ensemble that exposes such a tensor."""
     ensemble = config("ensemble")
     consumed = {outer for step in ensemble.ensemble_scheduling.step for outer in step.input_map.values()}
     assert consumed.isdisjoint(output.name for output in ensemble.output)
 
 
-def test_steps_of_the_ensemble_run_one_after_the_other():
-    """Each but one waits for another one: Triton 2.51 loses refusals of steps side by side."""
+def test_ensemble_steps_run_one_after_the_other():
+    """Each step but the first needs an output of another: Triton 2.51 loses rejections of parallel steps."""
     steps = config("ensemble").ensemble_scheduling.step
-    made = {outer: step.model_name for step in steps for outer in step.output_map.values()}
-    waits_for = {
-        step.model_name: {made[outer] for outer in step.input_map.values() if outer in made} for step in steps
+    producer = {outer: step.model_name for step in steps for outer in step.output_map.values()}
+    needs = {
+        step.model_name: {producer[outer] for outer in step.input_map.values() if outer in producer}
+        for step in steps
     }
-    assert waits_for == {"pose_mlp": set(), "align_mask": {"pose_mlp"}, "hog": {"align_mask"}}
+    assert needs == {"pose_mlp": set(), "align_mask": {"pose_mlp"}, "hog": {"align_mask"}}
 
 
-def test_every_queue_is_bounded_in_length_and_in_time():
+def test_every_queue_has_maximum_length_and_timeout():
     reject = model_config_pb2.ModelQueuePolicy.TimeoutAction.REJECT
     policies = {
         name: config(name).dynamic_batching.default_queue_policy for name in ("align_mask", "hog", "pose_mlp")
@@ -111,24 +112,24 @@ def test_every_queue_is_bounded_in_length_and_in_time():
         assert policy.timeout_action == reject
         assert 0 < policy.default_timeout_microseconds <= 10_000_000
         assert policy.allow_timeout_override
-    # The one that fills must be the one before which no work was done.
+    # Under overload the queue of align_mask must be full first: rejected requests have cost no work then.
     assert 0 < policies["align_mask"].max_queue_size < policies["hog"].max_queue_size
     assert policies["pose_mlp"].max_queue_size > policies["align_mask"].max_queue_size
 
 
-def test_no_batcher_waits_for_a_single_instance():
-    """With one instance and a full queue Triton 2.51's batcher sleeps half a second between batches."""
+def test_every_model_has_two_instances_and_hog_most():
+    """With one instance and a full queue, Triton 2.51's batcher sleeps for half a second between batches."""
     for folder in ("", "configs/cpu", "configs/gpu"):
         counts = {}
         for name in ("align_mask", "hog", "pose_mlp"):
             path = DEFAULT_REPOSITORY / name / (f"{folder}.pbtxt" if folder else "config.pbtxt")
-            tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-            counts[name] = sum(group.count for group in tuned.instance_group)
+            profile = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+            counts[name] = sum(group.count for group in profile.instance_group)
         assert 2 <= counts["align_mask"] < counts["hog"]
         assert counts["pose_mlp"] >= 2
 
 
-def test_sizes_come_from_face_size():
+def test_settings_are_those_of_the_classifiers():
     settings = Settings.from_model_config(
         json_format.MessageToDict(config("align_mask"), preserving_proto_field_name=True)
     )
@@ -137,45 +138,45 @@ def test_sizes_come_from_face_size():
     assert config("hog").output[0].dims[0] == feature_length(settings.face_size)
 
 
-@pytest.mark.parametrize("tuning", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile_name", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", ["align_mask", "hog", "pose_mlp"])
-def test_a_tuning_changes_instances_warm_up_and_cuda_memory_alone(name: str, tuning: str):
-    path = DEFAULT_REPOSITORY / name / "configs" / f"{tuning}.pbtxt"
-    tuned = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    assert {group.kind for group in tuned.instance_group} == {
-        model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{tuning.upper()}")
+def test_profile_changes_only_instances_warm_up_and_cuda_memory(name: str, profile_name: str):
+    path = DEFAULT_REPOSITORY / name / "configs" / f"{profile_name}.pbtxt"
+    profile = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    assert {group.kind for group in profile.instance_group} == {
+        model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{profile_name.upper()}")
     }
-    assert [warmup.batch_size for warmup in tuned.model_warmup][:2] == [1, 8]
+    assert [warmup.batch_size for warmup in profile.model_warmup][:2] == [1, 8]
     expected = config(name)
     for field in ("instance_group", "model_warmup"):
-        tuned.ClearField(field)
+        profile.ClearField(field)
         expected.ClearField(field)
-    for added in set(tuned.parameters) - set(expected.parameters):
+    for added in set(profile.parameters) - set(expected.parameters):
         assert added == "arena_extend_strategy"
-        del tuned.parameters[added]
-    assert tuned == expected
+        del profile.parameters[added]
+    assert profile == expected
 
 
 @pytest.mark.parametrize("name", ["align_mask", "pose_mlp"])
-def test_warm_up_has_the_landmarks_of_the_demo(name: str):
+def test_warm_up_landmarks_are_those_of_the_demo(name: str):
     crop, landmarks = photograph()
-    warm = np.fromfile(DEFAULT_REPOSITORY / name / "warmup" / "landmarks", dtype="<f4").reshape(68, 2)
-    np.testing.assert_allclose(warm, landmarks * 112 / crop.shape[1], rtol=1e-6)
+    warm_up = np.fromfile(DEFAULT_REPOSITORY / name / "warmup" / "landmarks", dtype="<f4").reshape(68, 2)
+    np.testing.assert_allclose(warm_up, landmarks * 112 / crop.shape[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("face_size", "96", r"MASKED_FACES has dims \[3, 112, 112\].*\[3, 96, 96\]"),
-        ("face_size", "112.5", "face_size must be a finite whole number above 0, it is '112.5'"),
+        ("face_size", "96", r"MASKED_FACES has dims \[3, 112, 112\].*\[3, 96, 96\].*--face-size 96"),
+        ("face_size", "112.5", "face_size must be a whole number above 0, it is '112.5'"),
         ("box_enlarge", "-1", "box_enlarge must be a finite number above 0, it is '-1'"),
         ("fill", "nan", "fill must be a finite number, it is 'nan'"),
-        ("max_frame_pixels", "", "max_frame_pixels must be a finite whole number above 0, it is ''"),
+        ("max_frame_pixels", "", "max_frame_pixels must be a whole number above 0, it is ''"),
         ("masked_faces_on_device", "yes", "masked_faces_on_device must be true or false, it is 'yes'"),
     ],
 )
-def test_a_wrong_parameter_is_named(name: str, text: str, message: str):
-    wrong = config("align_mask")
-    wrong.parameters[name].string_value = text
+def test_settings_error_names_invalid_parameter(name: str, text: str, message: str):
+    invalid = config("align_mask")
+    invalid.parameters[name].string_value = text
     with pytest.raises(SettingsError, match=message):
-        Settings.from_model_config(json_format.MessageToDict(wrong, preserving_proto_field_name=True))
+        Settings.from_model_config(json_format.MessageToDict(invalid, preserving_proto_field_name=True))

@@ -1,4 +1,4 @@
-"""`make demo`'s program: its table and its picture."""
+"""`make demo`: its tables and its picture."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from deploy.local.demo import photograph
+from deploy.local.photograph import photograph
 from deploy.local.server import PROJECT
 from tests.support import oracles
 
@@ -24,7 +24,7 @@ def printed() -> str:
     return outcome.stdout
 
 
-def test_the_table_names_versions_shapes_pose_and_times(printed: str):
+def test_prints_versions_shapes_pose_and_times(printed: str):
     assert re.search(r"^triton 2\.51\.0$", printed, re.MULTILINE)
     for model in ("align_mask", "ensemble", "hog", "pose_mlp"):
         assert re.search(rf"^  {model} +version 1  READY$", printed, re.MULTILINE)
@@ -33,15 +33,15 @@ def test_the_table_names_versions_shapes_pose_and_times(printed: str):
     assert re.search(r"^of the subject( +-?\d+\.\d){3}$", printed, re.MULTILINE)
 
 
-def test_the_picture_is_drawn(printed: str):
+def test_draws_picture(printed: str):
     path = Path(re.search(r"^picture: (.*)$", printed, re.MULTILINE).group(1))
     picture = matplotlib.image.imread(path)
     assert min(picture.shape[:2]) > 600
     assert len(np.unique((picture[..., :3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 1000
 
 
-def test_the_landmarks_lie_on_the_face():
-    """The mean colour inside the eyes' hulls is darker than the cheeks', the hull's skin redder than blue."""
+def test_landmarks_of_photograph_lie_on_face():
+    """The hull of the face is more red than blue, the eye darker than the cheek."""
     crop, landmarks = photograph()
     assert (landmarks > 0).all()
     assert (landmarks < crop.shape[2]).all()

@@ -1,4 +1,4 @@
-"""align_mask's own metrics, as a real Prometheus sees them."""
+"""align_mask's own metrics, scraped by a real Prometheus."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from align_mask.face_checks import REASONS, reason
+from align_mask.face_checks import REASONS, reason_of
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from tests.support.invalid_faces import BAD_FACES
@@ -21,18 +21,18 @@ WAIT_SECONDS = 15.0
 
 @pytest.fixture
 def scraped(repository: Path) -> Iterator[tuple[LocalServer, Prometheus]]:
-    """Give a server whose counters start at 0, and a Prometheus that scrapes it."""
+    """Yield a server whose counters are 0, and a Prometheus that scrapes it."""
     with LocalServer(repository) as server, Prometheus(server.metrics_url) as prometheus:
         yield server, prometheus
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
-    while not is_so() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
-def test_prometheus_sees_what_was_served_and_refused(scraped: tuple[LocalServer, Prometheus]):
+def test_prometheus_counts_faces_requests_and_stages(scraped: tuple[LocalServer, Prometheus]):
     server, prometheus = scraped
     wait_until(lambda: len(prometheus.query("align_mask_refused_faces_total")) == len(REASONS))
     assert prometheus.query("align_mask_refused_faces_total") == dict.fromkeys(REASONS, 0)
@@ -53,40 +53,41 @@ def test_prometheus_sees_what_was_served_and_refused(scraped: tuple[LocalServer,
     wait_until(lambda: prometheus.query("align_mask_refused_requests_total") == {"": 2})
     assert prometheus.query("align_mask_refused_requests_total") == {"": 2}
     assert prometheus.query("align_mask_faces_total") == {"": 21 + 21}
-    refused = {
+    invalid = {
         name: count for name, count in prometheus.query("align_mask_refused_faces_total").items() if count
     }
-    assert refused == {"non-finite landmark": 2, "all landmarks are equal": 1}
+    assert invalid == {"non-finite landmark": 2, "all landmarks are equal": 1}
     assert prometheus.query("align_mask_batch_faces_sum") == {"": 21 + 21 + 10}
-    at_most = prometheus.query("align_mask_batch_faces_bucket")
-    assert at_most["1"] == 1
-    assert at_most["4"] == 2
-    assert at_most["128"] == at_most["+Inf"] == prometheus.query("align_mask_batch_faces_count")[""]
+    buckets = prometheus.query("align_mask_batch_faces_bucket")
+    assert buckets["1"] == 1
+    assert buckets["4"] == 2
+    assert buckets["128"] == buckets["+Inf"] == prometheus.query("align_mask_batch_faces_count")[""]
     seconds = prometheus.query("align_mask_stage_seconds_total")
-    assert set(seconds) == {"tensors", "align", "mask", "warp"}
+    assert set(seconds) == {"io", "align", "mask", "warp"}
     assert all(0 < spent < 10 for spent in seconds.values())
 
 
-def test_every_reason_is_known_and_given(client: FaceFeatureClient):
-    """A face that is refused for a reason without a metric would end its whole batch."""
-    given = set()
+def test_metrics_know_every_reason(client: FaceFeatureClient):
+    """An invalid face with a reason without a metric would fail its whole batch."""
+    reasons = set()
     for spoil, _ in BAD_FACES.values():
         frames, landmarks = photo_faces(4, 641)
         spoil(frames, landmarks)
-        given.add(reason_of(client, frames, landmarks))
+        reasons.add(rejection_reason(client, frames, landmarks))
     for size in ((15, 112), (3000, 2800)):
-        given.add(reason_of(client, np.zeros((1, 3, *size), np.float32), photo_faces(1, 642)[1]))
-    assert given == set(REASONS)
+        frames = np.zeros((1, 3, *size), np.float32)
+        reasons.add(rejection_reason(client, frames, photo_faces(1, 642)[1]))
+    assert reasons == set(REASONS)
 
 
-def reason_of(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> str:
+def rejection_reason(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> str:
     with pytest.raises(InferenceServerException) as caught:
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
     first = caught.value.message().partition("; face ")[0]
-    return reason(first.partition(": ")[2])
+    return reason_of(first.partition(": ")[2])
 
 
-def test_a_server_without_metrics_serves(repository: Path):
+def test_server_without_metrics_endpoint_answers(repository: Path):
     frames, landmarks = photo_faces(3, 644)
     with (
         LocalServer(repository, options=("--allow-metrics=0",), models=("align_mask",)) as server,
@@ -95,7 +96,7 @@ def test_a_server_without_metrics_serves(repository: Path):
         assert client.align(frames, landmarks)["MASKED_FACES"].shape == (3, 3, 112, 112)
 
 
-def test_two_instances_count_together(scraped: tuple[LocalServer, Prometheus]):
+def test_instances_add_to_the_same_counters(scraped: tuple[LocalServer, Prometheus]):
     server, prometheus = scraped
     frames, landmarks = photo_faces(40, 643)
     many = np.arange(2000) % 40

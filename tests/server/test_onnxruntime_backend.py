@@ -1,4 +1,4 @@
-"""What the stand-in for the ONNX Runtime backend honours of a config, on small models made for it."""
+"""The Python-based ONNX Runtime backend and the parts of a model configuration that it supports."""
 
 import concurrent.futures
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def look_up(
     return [result.as_numpy(name) for name in outputs]
 
 
-def test_file_name_types_and_outputs(connection: grpcclient.InferenceServerClient):
+def test_reads_file_name_types_and_outputs(connection: grpcclient.InferenceServerClient):
     value, square = look_up(connection, [3, 0], ["VALUE", "SQUARE"])
     np.testing.assert_array_equal(value, [[4], [1]])
     np.testing.assert_array_equal(square, [[16], [1]])
@@ -113,8 +113,8 @@ def test_file_name_types_and_outputs(connection: grpcclient.InferenceServerClien
     np.testing.assert_array_equal(alone, [[9]])
 
 
-def test_requests_are_joined_and_only_the_guilty_fail(connection: grpcclient.InferenceServerClient):
-    """Index 9 is outside the table: the run of the joined batch fails, and every other request must not."""
+def test_batches_requests_and_fails_only_invalid_ones(connection: grpcclient.InferenceServerClient):
+    """Index 9 is outside the table: the batch fails, requests without this index must not."""
     requests = [[0], [1, 2], [9], [3], [2, 2, 2], [0, 9], [1]]
 
     def ask(index: list[int]) -> np.ndarray | str:
@@ -136,8 +136,8 @@ def test_requests_are_joined_and_only_the_guilty_fail(connection: grpcclient.Inf
             np.testing.assert_array_equal(answer[:, 0], np.array(index) + 1)
 
 
-def test_a_batch_that_fails_counts_as_failed(connection: grpcclient.InferenceServerClient):
-    """As with the C++ backend, so that the liveness probe sees a model that fails every request."""
+def test_failed_batch_counts_as_failed(connection: grpcclient.InferenceServerClient):
+    """Like the C++ backend, so that the liveness probe notices a model that fails every request."""
 
     def failed() -> int:
         return connection.get_inference_statistics("table").model_stats[0].inference_stats.fail.count
@@ -150,8 +150,8 @@ def test_a_batch_that_fails_counts_as_failed(connection: grpcclient.InferenceSer
     assert failed() == before + 1
 
 
-def test_a_model_that_does_not_batch(connection: grpcclient.InferenceServerClient):
-    """Its requests are run one by one, by both of its instances."""
+def test_model_without_batching(connection: grpcclient.InferenceServerClient):
+    """Two instances run its requests one by one."""
 
     def add_up(count: int) -> float:
         tensor = grpcclient.InferInput("VALUES", [count], "FP32")
@@ -164,7 +164,7 @@ def test_a_model_that_does_not_batch(connection: grpcclient.InferenceServerClien
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, [1]), (4, [4] * 4), (10, [4] * 8 + [2] * 2)])
-def test_large_batches_run_a_few_rows_at_a_time(
+def test_cpu_rows_per_run_splits_large_batches(
     connection: grpcclient.InferenceServerClient, count: int, rows: list[int]
 ):
     values = np.arange(count, dtype=np.float32)[:, None]
@@ -175,16 +175,16 @@ def test_large_batches_run_a_few_rows_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("change", "reason"),
     [
         (("TYPE_INT64", "TYPE_INT32"), r"'INDEX'.*tensor\(int64\).*TYPE_INT32"),
         (('"SQUARE"', '"CUBE"'), r"no output 'CUBE'.*SQUARE.*VALUE"),
         (('"table.onnx"', '"other.onnx"'), r"no ONNX file for table.*make models"),
     ],
 )
-def test_a_config_that_does_not_fit_fails_the_load(tmp_path: Path, broken: tuple[str, str], reason: str):
+def test_load_fails_if_config_does_not_fit_model(tmp_path: Path, change: tuple[str, str], reason: str):
     add_model(tmp_path, "table", TABLE, TABLE_CONFIG)
     config = tmp_path / "table" / "config.pbtxt"
-    config.write_text(config.read_text().replace(*broken))
+    config.write_text(config.read_text().replace(*change))
     with pytest.raises(ServerError, match=reason):
         LocalServer(tmp_path).__enter__()

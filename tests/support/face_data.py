@@ -4,7 +4,7 @@ import numpy as np
 from skimage.data import astronaut
 from skimage.transform import SimilarityTransform, warp
 
-from deploy.local.demo import LANDMARKS_FILE
+from deploy.local.photograph import LANDMARKS_FILE
 
 CROP = 112
 

@@ -1,4 +1,4 @@
-"""The affine and the aligned landmarks, against complex arithmetic."""
+"""Affine and aligned landmarks, compared with an oracle in complex arithmetic."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support.face_data import extreme_landmarks, photo_faces
 @pytest.mark.parametrize(
     "landmarks", [photo_faces(40, 1)[1], extreme_landmarks(300, 2)], ids=["photo", "extreme"]
 )
-def test_affine_and_landmarks_are_those_of_the_oracle(landmarks: np.ndarray):
+def test_affine_and_landmarks_match_oracle(landmarks: np.ndarray):
     alignment = align(torch.from_numpy(landmarks), 112, 2.5)
     expected = np.array([oracles.affine(face) for face in landmarks])
     np.testing.assert_allclose(alignment.affine.numpy(), expected, rtol=1e-9, atol=1e-9)
@@ -23,7 +23,7 @@ def test_affine_and_landmarks_are_those_of_the_oracle(landmarks: np.ndarray):
     np.testing.assert_array_equal(alignment.landmarks.numpy()[certain], np.trunc(points)[certain])
 
 
-def test_truncation_is_toward_zero():
+def test_truncates_landmarks_toward_zero():
     landmarks = photo_faces(1, 3)[1]
     landmarks[0, 0] = [-500, -500]
     alignment = align(torch.from_numpy(landmarks), 112, 2.5)
@@ -33,15 +33,15 @@ def test_truncation_is_toward_zero():
 
 
 @pytest.mark.parametrize(("face_size", "box_enlarge"), [(96, 2.5), (224, 3.0)])
-def test_face_size_and_box_are_free(face_size: int, box_enlarge: float):
+def test_other_face_sizes_and_boxes_match_oracle(face_size: int, box_enlarge: float):
     landmarks = photo_faces(5, 4)[1]
     alignment = align(torch.from_numpy(landmarks), face_size, box_enlarge)
     expected = [oracles.affine(face, face_size, box_enlarge) for face in landmarks]
     np.testing.assert_allclose(alignment.affine.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_anchors_fill_the_middle_of_the_aligned_face():
-    """The box of the anchors is centred, and its larger side is the face's over `box_enlarge`."""
+def test_anchors_are_centred_in_aligned_face():
+    """The anchors' box is centred, and its larger side is the face's side divided by `box_enlarge`."""
     landmarks = photo_faces(1, 5)[1]
     matrix = align(torch.from_numpy(landmarks), 112, 2.5).affine[0].numpy()
     points = landmarks[0].astype(float)
@@ -52,7 +52,7 @@ def test_anchors_fill_the_middle_of_the_aligned_face():
     assert np.ptp(aligned, axis=0).max() == pytest.approx(111 / 2.5)
 
 
-def test_a_face_has_the_same_bits_alone_and_in_a_batch():
+def test_face_has_same_bits_alone_and_in_batch():
     landmarks = torch.from_numpy(np.concatenate([photo_faces(32, 6)[1], extreme_landmarks(32, 7)]))
     together = align(landmarks, 112, 2.5)
     for face in range(len(landmarks)):

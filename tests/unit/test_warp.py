@@ -1,4 +1,4 @@
-"""The warp, against bilinear sampling in float64."""
+"""Warp, compared with bilinear sampling in float64."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def affines(landmarks: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(112, 112), (97, 131), (240, 180)])
-def test_pixels_are_those_of_the_oracle(size: tuple[int, int]):
+def test_pixels_match_oracle(size: tuple[int, int]):
     frames, landmarks = photo_faces(12, 11, size)
     matrices = affines(landmarks)
     faces = warp(torch.from_numpy(frames), matrices, 112, 128.0).numpy()
@@ -29,13 +29,13 @@ def test_pixels_are_those_of_the_oracle(size: tuple[int, int]):
     assert filled > 0
 
 
-def test_faces_off_the_frame_are_all_fill():
+def test_face_outside_frame_has_only_fill_values():
     frames, landmarks = photo_faces(1, 12)
     faces = warp(torch.from_numpy(frames), affines(landmarks + 5000), 112, 128.0)
     assert (faces == 128).all()
 
 
-def test_the_fill_is_what_is_asked_for():
+def test_fill_value_is_configurable():
     frames, landmarks = photo_faces(3, 17)
     with_128, with_7 = (
         warp(torch.from_numpy(frames), affines(landmarks), 112, fill) for fill in (128.0, 7.0)
@@ -46,8 +46,8 @@ def test_the_fill_is_what_is_asked_for():
     assert torch.equal(with_7[~filled], with_128[~filled])
 
 
-def test_the_border_of_the_frame_is_inside():
-    """Sampling points right on |g| = 1: the corner's pixel and nothing beside it, weighted a quarter."""
+def test_border_of_frame_counts_as_inside():
+    """At |g| = 1, the corner pixel has a weight of a quarter, and zero padding the rest."""
     frame = torch.full((1, 3, 32, 32), 4.0)
     half_out = torch.tensor([[[1.0, 0, 0.5], [0, 1, 0.5]]])
     face = warp(frame, half_out, 32, 128.0)
@@ -55,12 +55,12 @@ def test_the_border_of_the_frame_is_inside():
     assert (face[0, :, 1:, 1:] == 4).all()
 
 
-def test_the_faster_product_serves_only_with_the_reference_bits(monkeypatch: pytest.MonkeyPatch):
-    """Whether it does is compared in earnest: places that are off by an ulp are found out."""
+def test_faster_product_is_used_only_with_reference_bits(monkeypatch: pytest.MonkeyPatch):
+    """The comparison detects coordinates that differ by one ulp."""
     warp_module.has_reference_bits.cache_clear()
-    off = warp_module._pixel_places(48).clone()
-    off[0] = torch.nextafter(off[0], torch.tensor(2.0))
-    monkeypatch.setattr(warp_module, "_pixel_places", lambda _face_size: off)
+    changed = warp_module._aligned_coordinates(48).clone()
+    changed[0] = torch.nextafter(changed[0], torch.tensor(2.0))
+    monkeypatch.setattr(warp_module, "_aligned_coordinates", lambda _face_size: changed)
     assert not warp_module.has_reference_bits(48)
     to_frame = torch.eye(2, 3).unsqueeze(0)
     grid = F.affine_grid(to_frame, [1, 1, 48, 48], align_corners=False).permute(0, 3, 1, 2)
@@ -69,7 +69,7 @@ def test_the_faster_product_serves_only_with_the_reference_bits(monkeypatch: pyt
 
 
 def test_identity_and_half_pixel_shift():
-    """On an aligned side equal to the frame's, the identity returns the frame, half a pixel the mean."""
+    """The identity returns the frame; a shift by half a pixel returns the mean of neighbours."""
     frame = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     np.testing.assert_allclose(warp(frame, identity, 32, 128.0), frame, atol=1e-5)
@@ -78,7 +78,7 @@ def test_identity_and_half_pixel_shift():
     np.testing.assert_allclose(warp(frame, shifted, 32, 128.0)[..., :-1], half_way, atol=1e-5)
 
 
-def test_a_face_has_the_same_bits_alone_and_in_a_batch():
+def test_face_has_same_bits_alone_and_in_batch():
     frames = torch.from_numpy(photo_faces(64, 13)[0])
     matrices = affines(np.concatenate([photo_faces(32, 13)[1], extreme_landmarks(32, 14)]))
     together = warp(frames, matrices, 112, 128.0)
@@ -88,7 +88,7 @@ def test_a_face_has_the_same_bits_alone_and_in_a_batch():
 
 
 def reference_warp(frames: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
-    """Warp as SPEC section 2 words it, with PyTorch's own grid and a selection of the fill."""
+    """Warp as in SPEC section 2, with PyTorch's own grid and torch.where for the fill value."""
 
     def pixels_of_normalized(height: int, width: int) -> torch.Tensor:
         rows = [[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]]
@@ -104,8 +104,8 @@ def reference_warp(frames: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("faster_product", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 33])
-def test_bits_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool):
-    """Whichever way the grid is made; the count decides which kernel of the BLAS multiplies."""
+def test_bits_equal_reference(monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool):
+    """With and without the faster product. The BLAS selects its kernel by the count."""
     if not faster_product:
         monkeypatch.setattr(warp_module, "has_reference_bits", lambda _face_size: False)
     frames, landmarks = photo_faces(count, 15, (131, 97))

@@ -1,8 +1,9 @@
-"""align_mask on Triton's Python backend: requests in, plain tensors through `face_pipeline`, responses out.
+"""align_mask on Triton's Python backend: converts requests to tensors and results to responses.
 
-Requests of one dynamic batch are grouped by the type and size of their frames, and each group is computed in
-one pass. A request with a faulty face is refused alone, as INVALID_ARGUMENT, and its neighbours are answered.
-When the pass over a group raises, each of its requests is computed alone, so that only the guilty fail.
+Requests of one dynamic batch are grouped by type and size of their frames. `align_mask.pipeline` computes
+each group in one pass. A request with an invalid face is rejected with INVALID_ARGUMENT; the other requests
+are answered. If a group's pass raises, each of its requests is computed again alone, so that only those that
+raise again fail.
 """
 
 import dataclasses
@@ -10,80 +11,100 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Triton puts this folder behind all packages; one of them has a module `warp` too.
+# Triton appends this folder to sys.path; before it, another package could hide the package `align_mask`.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-# Read when torch is loaded: its idle threads must sleep, not spin. With one core of two busy elsewhere, as
-# on any shared machine, spinning made a face take 84 ms instead of 4.
+# OpenMP reads this when torch is loaded: its idle threads must sleep, not spin. On two cores with one busy,
+# spinning threads delayed a face from 4 to 84 ms.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import triton_python_backend_utils as pb_utils
+from torch.utils.dlpack import from_dlpack
 
-from align_mask.face_checks import Faults, reason, request_fault
+from align_mask.face_checks import InvalidFaces, reason_of, request_size_error
+from align_mask.hull_mask import HULL_ERRORS
 from align_mask.metrics import Metrics, Tally
 from align_mask.pipeline import Faces, process
 from align_mask.settings import Settings
 from align_mask.stage_clock import StageClock
 from align_mask.warp import has_reference_bits
 
-MOST_NAMED_FACES = 8
-"""How many faulty faces of a request its error spells out."""
+MAX_NAMED_FACES = 8
+"""Number of invalid faces that the message of a rejected request names."""
 
+COMPUTE_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    ValueError,
+    *HULL_ERRORS,
+)
+"""Exceptions of torch, NumPy, SciPy and OpenCV that a request's data may cause; also torch's CUDA errors.
 
-COMPUTE_ERRORS = (RuntimeError, MemoryError, ArithmeticError, LookupError, ValueError)
-"""What torch, NumPy and SciPy raise for the data they compute with; RuntimeError is torch's, also for CUDA.
-
-Anything else (TypeError, ImportError, ...) does not depend on a request's data and fails the batch at once.
+Other exceptions (TypeError, ImportError, ...) do not depend on a request's data and fail the batch at once.
 """
 
-JOINED_PIXELS = 2**24
-"""Most pixels of requests that are computed in one pass: eight frames of 1920x1080, all crops of a batch.
+MAX_JOINED_PIXELS = 2**24
+"""Pixels of requests computed in one pass: eight frames of 1920x1080, or the crops of a whole batch.
 
-Joining copies the frames. It saves a pass's fixed cost, a few milliseconds; the copy of 128 such frames takes
-a second, in which the heartbeat stands still.
+One pass saves a fixed cost of a few milliseconds per request, but copies the frames. Copying 128 frames of
+1920x1080 takes a second without progress of the heartbeat.
 """
 
 FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
-"""A request has one of them: float32 in [0, 1] or uint8, 0 to 255."""
+"""A request has exactly one: float32 in [0, 1], or uint8 from 0 to 255."""
 
 
 class InputError(ValueError):
-    """A request lacks a tensor, has both kinds of frames or too many; the message says what to send."""
+    """The tensors of a request are missing or too large; the message says how to correct them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceRequest:
-    """One request's tensors: frames ``[N, 3, H, W]`` where they came, landmarks ``[N, 68, 2]`` on the CPU."""
+    """The tensors of one request.
+
+    Attributes
+    ----------
+    position : int
+        Index in the dynamic batch.
+    frames : Tensor, shape (N, 3, H, W)
+        On the device where Triton placed them.
+    landmarks : Tensor, shape (N, 68, 2)
+        On the CPU.
+    outputs : frozenset of str
+        Names of the requested outputs.
+    """
 
     position: int
     frames: torch.Tensor
     landmarks: torch.Tensor
-    wanted: frozenset[str]
-    masked_faces_on_device: bool
+    outputs: frozenset[str]
 
     @property
     def pixels(self) -> int:
-        """Pixels of all its frames."""
+        """Pixels of all frames."""
         faces, _, height, width = self.frames.shape
         return faces * height * width
 
 
 class TritonPythonModel:
-    """The interface that the Python backend looks for."""
+    """The class that Triton's Python backend instantiates."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the config, pick the instance's device, make its metrics."""
+        """Read the configuration, select the instance's device, create its metrics."""
         config = json.loads(args["model_config"])
         self.settings = Settings.from_model_config(config)
         self.device = _instance_device(args["model_instance_kind"], args["model_instance_device_id"])
         self.metrics = Metrics(args["model_name"], args["model_instance_name"])
         torch.set_num_threads(self.settings.torch_threads)
         if self.device.type == "cpu":
-            has_reference_bits(self.settings.face_size)  # 60 ms, kept; the first request need not wait for it
+            has_reference_bits(self.settings.face_size)  # takes 60 ms once, here instead of in a request
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
@@ -93,7 +114,7 @@ class TritonPythonModel:
         return responses
 
     def is_ready(self) -> bool:
-        """Return whether this instance can compute; newer Triton versions ask, 2.51 does not."""
+        """Return whether this instance can compute. Triton calls this from 26.04 on, not in 2.51."""
         return not self.metrics.is_failing
 
     def finalize(self) -> None:
@@ -101,13 +122,13 @@ class TritonPythonModel:
         self.metrics.close()
 
     def _answer(self, requests: list[Any]) -> tuple[list[Any], Tally]:
-        """Answer what can be computed.
+        """Return a response for each request, and the counts of the batch.
 
         Raises
         ------
         Exception
-            One of `COMPUTE_ERRORS`, when each request failed for another reason than a lack of memory. Triton
-            then fails the batch and counts its requests as failed.
+            One of `COMPUTE_ERRORS`, if every request failed, and not for lack of memory. Triton then fails
+            the batch and counts its requests as failed.
         """
         clock = StageClock(self.metrics.progress)
         responses: list[Any] = [None] * len(requests)
@@ -117,31 +138,32 @@ class TritonPythonModel:
         for group in groups:
             errors += self._answer_group(group, responses, tally, clock)
         broken = [error for error in errors if not _is_out_of_memory(error)]
-        if len(broken) == len(requests):  # else a refused one would lose its reason
+        # Raising discards all responses, rejections with their reasons included.
+        if len(broken) == len(requests):
             raise broken[0]
-        batch = sum(len(request.frames) for group in groups for request in group)
-        tally.batches += [batch] * bool(batch)
-        tally.refused_requests = sum(response.has_error() for response in responses) - len(errors)
+        faces = sum(len(request.frames) for group in groups for request in group)
+        tally.batch_faces += [faces] * bool(faces)
+        tally.rejected_requests = sum(response.has_error() for response in responses) - len(errors)
         tally.seconds.update(clock.seconds)
         return responses, tally
 
     def _groups(
         self, requests: list[Any], responses: list[Any], clock: StageClock
     ) -> list[list[FaceRequest]]:
-        """Group what can be computed in one pass; refuse what cannot be read, in `responses`."""
+        """Group requests that can share a pass; put rejections of unreadable requests into `responses`."""
         groups: list[list[FaceRequest]] = []
         open_groups: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = {}
         pixels: Counter[tuple[torch.dtype, torch.Size]] = Counter()
         for position, request in enumerate(requests):
             try:
-                with clock.stage("tensors"):
+                with clock.stage("io"):
                     parsed = self._parse(position, request)
             except InputError as error:
-                responses[position] = _refused(str(error))
+                responses[position] = _rejection(str(error))
                 continue
             kind = parsed.frames.dtype, parsed.frames.shape[1:]
             pixels[kind] += parsed.pixels
-            if kind not in open_groups or pixels[kind] > JOINED_PIXELS:
+            if kind not in open_groups or pixels[kind] > MAX_JOINED_PIXELS:
                 pixels[kind] = parsed.pixels
                 open_groups[kind] = []
                 groups.append(open_groups[kind])
@@ -151,48 +173,72 @@ class TritonPythonModel:
     def _answer_group(
         self, group: list[FaceRequest], responses: list[Any], tally: Tally, clock: StageClock
     ) -> list[Exception]:
-        """Answer requests in one pass, or each alone if that raises; return the errors of those that fail."""
+        """Answer requests in one pass, or each alone if that raises; return the errors of failed requests."""
         try:
             faces = self._compute(group, clock)
-            answers = _answers(group, faces, clock)
+            group_responses = list(self._responses(group, faces, clock))
         except COMPUTE_ERRORS as error:
             if len(group) == 1:
-                responses[group[0].position] = _failed(error)
-                # The traceback keeps the tensors of this pass; other requests need their memory.
+                responses[group[0].position] = _failure(error)
+                # The traceback references this pass's tensors; other requests need their memory.
                 return [error.with_traceback(None) if _is_out_of_memory(error) else error]
         else:
-            tally.faults.update(reason(why) for why in faces.faults.values())
-            for request, answer in zip(group, answers, strict=True):
-                responses[request.position] = answer
-                tally.answered += 0 if answer.has_error() else len(request.frames)
+            tally.invalid_faces.update(reason_of(message) for message in faces.invalid.values())
+            for request, response in zip(group, group_responses, strict=True):
+                responses[request.position] = response
+                tally.answered_faces += 0 if response.has_error() else len(request.frames)
             return []
         alone = [self._answer_group([request], responses, tally, clock) for request in group]
         return [error for errors in alone for error in errors]
 
     def _compute(self, group: list[FaceRequest], clock: StageClock) -> Faces:
-        with clock.stage("tensors"):
-            frames = _joined([request.frames.to(self.device) for request in group])
-            landmarks = _joined([request.landmarks for request in group])
-        wanted = frozenset().union(*(request.wanted for request in group))
-        return process(frames, landmarks, wanted, self.settings, clock)
+        with clock.stage("io"):
+            frames = _concatenate([request.frames.to(self.device) for request in group])
+            landmarks = _concatenate([request.landmarks for request in group])
+        outputs = frozenset[str]().union(*(request.outputs for request in group))
+        return process(frames, landmarks, outputs, self.settings, clock)
 
     def _parse(self, position: int, request: Any) -> FaceRequest:
         frames = _frames(request)
         faces, _, height, width = frames.shape
-        fault = request_fault(faces, height, width, self.settings.max_request_pixels)
-        if fault:
-            raise InputError(fault)
+        size_error = request_size_error(faces, height, width, self.settings.max_request_pixels)
+        if size_error:
+            raise InputError(size_error)
         return FaceRequest(
             position=position,
             frames=frames,
             landmarks=_landmarks(request).cpu(),
-            wanted=frozenset(request.requested_output_names()),
-            masked_faces_on_device=self.settings.masked_faces_on_device,
+            outputs=frozenset(request.requested_output_names()),
         )
+
+    def _responses(self, group: list[FaceRequest], faces: Faces, clock: StageClock) -> Iterator[Any]:
+        """Split the results of a group into the responses of its requests."""
+        first = 0
+        for request in group:
+            with clock.stage("io"):
+                yield self._response(request, faces, first)
+            first += len(request.frames)
+
+    def _response(self, request: FaceRequest, faces: Faces, first: int) -> Any:
+        """Return the response of a request whose rows start at `first` of its group's results."""
+        stop = first + len(request.frames)
+        invalid = {face - first: message for face, message in faces.invalid.items() if first <= face < stop}
+        if invalid:
+            return _rejection(_list_invalid_faces(invalid))
+        return pb_utils.InferenceResponse(
+            [self._output(name, faces.outputs[name][first:stop]) for name in sorted(request.outputs)]
+        )
+
+    def _output(self, name: str, values: torch.Tensor) -> Any:
+        if name == "MASKED_FACES" and self.settings.masked_faces_on_device:
+            return _device_tensor(name, values)
+        # In host memory even from a GPU instance: when Triton's CUDA memory pool was full, GPU outputs were
+        # empty with status OK.
+        return pb_utils.Tensor(name, values.cpu().numpy())
 
 
 def _instance_device(kind: str, device_id: str) -> torch.device:
-    """Return the device Triton gave this instance, or the CPU where torch was built without CUDA."""
+    """Return the device that Triton assigned to this instance, or the CPU if torch was built without CUDA."""
     if kind != "GPU":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -205,88 +251,60 @@ def _instance_device(kind: str, device_id: str) -> torch.device:
 
 
 def _frames(request: Any) -> torch.Tensor:
-    given = [pb_utils.get_input_tensor_by_name(request, name) for name in FRAME_INPUTS]
-    frames = [tensor for tensor in given if tensor is not None]
+    tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in FRAME_INPUTS]
+    frames = [tensor for tensor in tensors if tensor is not None]
     if len(frames) != 1:
         raise InputError(
             f"{'both' if frames else 'neither'} of FRAMES and FRAMES_UINT8 given: send FRAMES, FP32 in "
             "[0, 1], or FRAMES_UINT8, UINT8 from 0 to 255"
         )
-    return _tensor(frames[0])
+    return _as_torch(frames[0])
 
 
 def _landmarks(request: Any) -> torch.Tensor:
-    """Take LANDMARKS. With optional inputs beside it, Triton counts inputs but does not miss this one."""
+    """Return LANDMARKS. Triton checks only the number of inputs, because other inputs are optional."""
     landmarks = pb_utils.get_input_tensor_by_name(request, "LANDMARKS")
     if landmarks is None:
         raise InputError("no LANDMARKS given: send FP32 [N, 68, 2] in pixels of the frames")
-    return _tensor(landmarks)
+    return _as_torch(landmarks)
 
 
-def _tensor(tensor: Any) -> torch.Tensor:
-    """Take a tensor without copying it, from the CPU or the GPU; the tensor object itself speaks DLPack."""
-    return torch.from_numpy(tensor.as_numpy()) if tensor.is_cpu() else torch.from_dlpack(tensor)
+def _as_torch(tensor: Any) -> torch.Tensor:
+    """Convert a Triton tensor in host or GPU memory without a copy."""
+    return torch.from_numpy(tensor.as_numpy()) if tensor.is_cpu() else from_dlpack(tensor)
 
 
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+def _concatenate(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _answers(group: list[FaceRequest], faces: Faces, clock: StageClock) -> list[Any]:
-    """Return the responses of a group that was computed together."""
-    answers = []
-    first = 0
-    for request in group:
-        with clock.stage("tensors"):
-            answers.append(_response(request, faces, first))
-        first += len(request.frames)
-    return answers
-
-
-def _response(request: FaceRequest, faces: Faces, first: int) -> Any:
-    """Cut the rows of a request, which start at `first`, out of its group's result."""
-    stop = first + len(request.frames)
-    faults = {face - first: why for face, why in faces.faults.items() if first <= face < stop}
-    if faults:
-        return _refused(_reasons(faults))
-    # On the CPU even from a GPU instance: a GPU output that finds Triton's CUDA pool full has come
-    # back empty with status OK.
-    return pb_utils.InferenceResponse(
-        [
-            _on_device(name, faces.outputs[name][first:stop])
-            if name == "MASKED_FACES" and request.masked_faces_on_device
-            else pb_utils.Tensor(name, faces.outputs[name][first:stop].cpu().numpy())
-            for name in sorted(request.wanted)
-        ]
-    )
-
-
-def _on_device(name: str, values: torch.Tensor) -> Any:
-    """Return an output in the memory that holds it. Never run on a GPU; `make gpu-check` tries it there."""
+def _device_tensor(name: str, values: torch.Tensor) -> Any:
+    """Return an output in the memory that holds it. Untested on a GPU; `make gpu-check` tests it there."""
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()
     return pb_utils.Tensor.from_dlpack(name, values)
 
 
-def _refused(message: str) -> Any:
+def _rejection(message: str) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
-def _failed(error: Exception) -> Any:
-    """Answer a request that could not be computed, and log why."""
-    short = _is_out_of_memory(error)
-    message = f"align_mask is out of memory, send fewer or smaller frames: {error}" if short else str(error)
+def _failure(error: Exception) -> Any:
+    """Return the response to a request whose computation raised, and log the exception."""
+    message = str(error)
+    if _is_out_of_memory(error):
+        message = f"align_mask is out of memory, send fewer or smaller frames: {error}"
     pb_utils.Logger.log_error(f"align_mask: a request failed: {type(error).__name__}: {error}")
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether an allocation failed; on the CPU torch raises a RuntimeError with this text."""
+    """Return whether an allocation failed. On the CPU, torch raises a RuntimeError with this text."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _reasons(faults: Faults) -> str:
-    """Name the faulty faces of a request by their index in it."""
-    named = [f"face {face}: {faults[face]}" for face in sorted(faults)[:MOST_NAMED_FACES]]
-    rest = len(faults) - len(named)
-    return "; ".join(named + [f"and {rest} more"] * bool(rest))
+def _list_invalid_faces(invalid: InvalidFaces) -> str:
+    """Return one message for all invalid faces of a request."""
+    messages = [f"face {face}: {invalid[face]}" for face in sorted(invalid)[:MAX_NAMED_FACES]]
+    unnamed = len(invalid) - len(messages)
+    return "; ".join(messages + [f"and {unnamed} more"] * bool(unnamed))

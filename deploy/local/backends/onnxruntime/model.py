@@ -1,11 +1,11 @@
-"""The local stand-in for Triton's C++ ONNX Runtime backend: a python-based backend of the same name.
+"""Python-based ONNX Runtime backend, with the name of Triton's C++ backend.
 
-The wheel's server has no ONNX Runtime backend. Triton takes a `model.py` in its place for every model
-whose config says ``backend: "onnxruntime"``, so the same model repository serves here and, with the C++
-backend, in NVIDIA's container. Of a config this one honours what the C++ backend would: the file name,
-the tensors' names, types and dims, the instance kind, the thread counts of `parameters`, batching. And one
-parameter that the C++ backend does not read: `cpu_rows_per_run`, how many rows of a batch go through the
-model at once on a CPU, so that what its operators pass on stays in the cache.
+The wheel's server has no ONNX Runtime backend. Triton runs this file for every model whose configuration has
+``backend: "onnxruntime"``. So the same model repository works here and, with the C++ backend, in NVIDIA's
+container. This backend supports the following parts of a model configuration, like the C++ one: file name;
+names, types and dims of the tensors; instance kind; thread counts in `parameters`; batching. It also reads a
+parameter that the C++ backend ignores: `cpu_rows_per_run`, the number of rows of a batch per run of the model
+on a CPU, so that intermediate results stay in the cache.
 """
 
 import json
@@ -25,19 +25,19 @@ THREAD_PARAMETERS = {
     "intra_op_thread_count": "intra_op_num_threads",
     "inter_op_thread_count": "inter_op_num_threads",
 }
-"""Parameters of the C++ backend -> attributes of onnxruntime.SessionOptions; 0 means all cores in both."""
+"""Parameter of the C++ backend -> attribute of onnxruntime.SessionOptions; 0 means all cores in both."""
 
 RUN_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException)
-"""What a run raises; these classes of onnxruntime share no base of their own."""
+"""Exceptions of a run; these classes of onnxruntime have no common base class."""
 
 Batch = dict[str, np.ndarray]
 
 
 class TritonPythonModel:
-    """The interface that the Python backend looks for, one object per model instance."""
+    """The class that Triton's Python backend instantiates, once per model instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model and check that it has the tensors its config promises."""
+        """Load the model and check that it has the tensors of its configuration."""
         self.config = json.loads(args["model_config"])
         path = _model_path(args, self.config)
         self.session = onnxruntime.InferenceSession(
@@ -58,13 +58,13 @@ class TritonPythonModel:
         _check_tensors("output", self.config["output"], self.session.get_outputs(), path)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, those of one shape with one run of the model.
+        """Answer every request; requests with inputs of one shape share a run of the model.
 
         Raises
         ------
         TritonModelException
-            When no request could be computed. As the C++ backend's, the requests then count as failed; an
-            error response of a Python model counts as a success in Triton 2.51.
+            If every request failed. Triton then counts the requests as failed, like the C++ backend's; it
+            counts error responses of a Python model as successes (2.51).
         """
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         batches = [self._inputs(request) for request in requests]
@@ -74,18 +74,18 @@ class TritonPythonModel:
 
         responses: list[Any] = [None] * len(requests)
         for positions in groups.values():
-            answers = self._answer(
+            group_responses = self._answer(
                 [batches[position] for position in positions],
                 [requests[position].requested_output_names() for position in positions],
             )
-            for position, answer in zip(positions, answers, strict=True):
-                responses[position] = answer
+            for position, response in zip(positions, group_responses, strict=True):
+                responses[position] = response
         if all(response.has_error() for response in responses):
             raise pb_utils.TritonModelException(responses[0].error().message())
         return responses
 
     def _rows_per_run(self) -> int | None:
-        """Return how many rows to run at once, None for all."""
+        """Return the maximum number of rows per run, or None for all rows of a batch."""
         text = self.config.get("parameters", {}).get("cpu_rows_per_run", {}).get("string_value")
         on_cpu = self.session.get_providers() == [CPU_PROVIDER]
         return int(text) if text and on_cpu and self.joins_requests else None
@@ -96,57 +96,56 @@ class TritonPythonModel:
             for name, kind in self.input_types.items()
         }
 
-    def _answer(self, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
-        """Run several requests as one batch; when that fails, each alone, so that only the guilty fail."""
-        joined = {name: _joined([batch[name] for batch in batches]) for name in self.input_types}
-        names = sorted(set().union(*wanted))
+    def _answer(self, batches: list[Batch], outputs: list[list[str]]) -> list[Any]:
+        """Run several requests as one batch; if that raises, run each alone."""
+        joined = {name: _concatenate([batch[name] for batch in batches]) for name in self.input_types}
+        names = sorted(set().union(*outputs))
         try:
             results = dict(zip(names, self._run(names, joined), strict=True))
         except RUN_ERRORS as error:
             if len(batches) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
-            return [
-                self._answer([batch], [outputs])[0] for batch, outputs in zip(batches, wanted, strict=True)
-            ]
-        return _split(results, batches, wanted)
+            return [self._answer([batch], [names])[0] for batch, names in zip(batches, outputs, strict=True)]
+        return _split(results, batches, outputs)
 
     def _run(self, names: list[str], inputs: Batch) -> list[np.ndarray]:
-        rows = _rows(inputs)
+        rows = _row_count(inputs)
         if self.rows_per_run is None or rows <= self.rows_per_run:
             return self.session.run(names, inputs)
-        runs = [
+        results = [
             self.session.run(
                 names, {name: array[first : first + self.rows_per_run] for name, array in inputs.items()}
             )
             for first in range(0, rows, self.rows_per_run)
         ]
-        return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
+        return [np.concatenate(outputs) for outputs in zip(*results, strict=True)]
 
 
-def _split(results: Batch, batches: list[Batch], wanted: list[list[str]]) -> list[Any]:
-    """Cut each request's rows and outputs out of a joined result."""
-    if len(batches) == 1:  # also every request to a model that does not batch, whose result has no rows
-        return [_response(results, wanted[0])]
+def _split(results: Batch, batches: list[Batch], outputs: list[list[str]]) -> list[Any]:
+    """Return the response to each request, with its rows of a joint run's results."""
+    # The results of a model that does not batch have no dimension for requests.
+    if len(batches) == 1:
+        return [_response(results, outputs[0])]
     responses = []
     first = 0
-    for batch, outputs in zip(batches, wanted, strict=True):
-        stop = first + _rows(batch)
-        responses.append(_response({name: results[name][first:stop] for name in outputs}, outputs))
+    for batch, names in zip(batches, outputs, strict=True):
+        stop = first + _row_count(batch)
+        responses.append(_response({name: results[name][first:stop] for name in names}, names))
         first = stop
     return responses
 
 
-def _response(results: Batch, outputs: list[str]) -> Any:
+def _response(results: Batch, names: list[str]) -> Any:
     return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, np.ascontiguousarray(results[name])) for name in outputs]
+        [pb_utils.Tensor(name, np.ascontiguousarray(results[name])) for name in names]
     )
 
 
-def _rows(batch: Batch) -> int:
+def _row_count(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
@@ -155,7 +154,7 @@ def _model_path(args: dict[str, str], config: dict[str, Any]) -> Path:
     path = folder / (config.get("default_model_filename") or "model.onnx")
     if not path.is_file():
         raise pb_utils.TritonModelException(
-            f"{path} is missing; build it with `python -m export` (or `make models`)"
+            f"{path} is missing; build it with `python -m export` or `make models`"
         )
     return path
 
@@ -169,12 +168,12 @@ def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
 
 
 def _providers(kind: str, device_id: str, config: dict[str, Any]) -> list[Any]:
-    """Return CUDA for a GPU instance, where this onnxruntime has it, and the CPU as what remains."""
+    """Return the CPU provider, preceded by CUDA for a GPU instance if this onnxruntime has it."""
     if kind != "GPU":
         return [CPU_PROVIDER]
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         pb_utils.Logger.log_warn(
-            f"Triton found GPU {device_id}, but this onnxruntime is built for the CPU alone and runs "
+            f"Triton found GPU {device_id}, but this onnxruntime supports only the CPU and runs "
             "there; install onnxruntime-gpu to use the GPU"
         )
         return [CPU_PROVIDER]
@@ -182,7 +181,7 @@ def _providers(kind: str, device_id: str, config: dict[str, Any]) -> list[Any]:
 
 
 def _cuda_options(config: dict[str, Any]) -> dict[str, str]:
-    """Return what the config's execution accelerator of that name says."""
+    """Return the parameters of the configuration's execution accelerator "cuda"."""
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
     for accelerator in accelerators.get("gpu_execution_accelerator", []):
         if accelerator["name"] == "cuda":
@@ -193,7 +192,7 @@ def _cuda_options(config: dict[str, Any]) -> dict[str, str]:
 def _check_tensors(
     kind: str, configured: list[dict[str, Any]], built: list[onnxruntime.NodeArg], path: Path
 ) -> None:
-    """Compare the config's tensors with the model's, as the C++ backend does when it loads."""
+    """Compare the configured tensors with the model's, like the C++ backend when it loads a model."""
     in_model = {tensor.name: tensor for tensor in built}
     for tensor in configured:
         name, dims = tensor["name"], [int(size) for size in tensor["dims"]]
@@ -218,6 +217,6 @@ def _onnx_name(numpy_name: str) -> str:
 
 def _dims_agree(configured: list[int], built: list[Any]) -> bool:
     return len(configured) == len(built) and all(
-        wanted == -1 or not isinstance(size, int) or wanted == size
-        for wanted, size in zip(configured, built, strict=True)
+        expected == -1 or not isinstance(size, int) or expected == size
+        for expected, size in zip(configured, built, strict=True)
     )

@@ -1,1 +1,1 @@
-"""Face alignment, warp and hull mask, independent of Triton; model.py serves them."""
+"""Face alignment, warp and hull mask; only `metrics` depends on Triton. model.py serves them."""

@@ -1,15 +1,15 @@
-"""Where a face lies: the affine map of its 68 landmarks onto the aligned face (SPEC section 1).
+"""Alignment: the affine map of a face's 68 landmarks onto the aligned face (SPEC section 1).
 
 Convention
 ----------
-Landmarks are (x, y) pixels with the origin at the top left pixel's centre, in the iBUG/OpenFace order of
-68 points. An affine is a ``[2, 3]`` matrix that maps frame pixels to aligned pixels (source to
-destination), ``aligned = affine @ (x, y, 1)``.
+Landmarks are (x, y) pixels in the iBUG/OpenFace order of 68 points; the origin is the centre of the top left
+pixel. An affine is a ``[2, 3]`` matrix that maps frame pixels to aligned pixels (source to destination):
+``aligned = affine @ (x, y, 1)``.
 
-Everything here is float64 on the CPU, whatever holds the frames: float32 would move HOG features by
-about 1e-4, enough to flip a leaf of the trained AU classifiers. For the same reason the order of the
-operations is part of the contract: the batched products below (bmm) are what makes the last bit, and so the
-truncation of a landmark that falls on a whole pixel, come out as in py-feat.
+Everything here is float64 on the CPU, whichever device holds the frames: float32 would move HOG features by
+about 1e-4, enough to flip a leaf of the trained AU classifiers. The order of the operations is part of the
+contract, too: the batched products (bmm) have py-feat's last bit, which decides how a landmark that falls on
+a whole pixel is truncated.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 
 EYES = slice(36, 48)
-POINTS_OF_AN_EYE = 6
+POINTS_PER_EYE = 6
 NOSE_TIP_AND_MOUTH_CORNERS = torch.tensor([30, 48, 54])
 
-SMALLEST_LENGTH = 1e-12
-"""Lengths are clamped to this before they divide (SPEC section 1), pixels."""
+MIN_DIVISOR = 1e-12
+"""Lengths are clamped to this before a division (SPEC section 1), in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Alignment:
     affine : Tensor of float64, shape (N, 2, 3)
         Frame pixels to aligned pixels.
     landmarks : Tensor of int64, shape (N, 68, 2)
-        The landmarks in aligned pixels, truncated toward zero; they may lie outside the face.
+        The landmarks in aligned pixels, truncated toward zero; they may lie outside the aligned face.
     eye_distance : Tensor of float64, shape (N,)
-        Distance of the two eye centres in the frame, pixels.
+        Distance between the two eye centres in the frame, pixels.
     """
 
     affine: torch.Tensor
@@ -45,47 +45,47 @@ class Alignment:
 
 
 def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignment:
-    """Fit the affine that levels the eyes and frames the face, and project the landmarks with it.
+    """Fit the affine that levels the eyes and frames the face; map the landmarks with it.
 
     Parameters
     ----------
     landmarks : Tensor, shape (N, 68, 2)
-        Landmarks in frame pixels, on the CPU. What comes of a NaN or an infinity means nothing.
+        Landmarks in frame pixels, on the CPU. The result for a NaN or infinite landmark is undefined.
     face_size : int
         Side of the square aligned face, pixels.
     box_enlarge : float
-        Side of the framed square over the larger side of the anchors' box.
+        Side of the aligned square divided by the larger side of the anchors' bounding box.
 
     Returns
     -------
     Alignment
     """
     points = landmarks.to(torch.float64)
-    eyes = points[:, EYES].unflatten(1, (2, POINTS_OF_AN_EYE)).mean(dim=2)
+    eyes = points[:, EYES].reshape(len(points), 2, POINTS_PER_EYE, 2).mean(dim=2)
     axis = eyes[:, 1] - eyes[:, 0]
     eye_distance = torch.linalg.vector_norm(axis, dim=1)
 
     rotation = _leveling_rotation(axis, eye_distance)
     anchors = torch.cat([eyes, points[:, NOSE_TIP_AND_MOUTH_CORNERS]], dim=1)
-    scale, shift = _framing(rotation, anchors, face_size, box_enlarge)
+    scale, shift = _scale_and_shift(rotation, anchors, face_size, box_enlarge)
     affine = torch.cat([rotation * scale.unsqueeze(2), shift.unsqueeze(2)], dim=2)
     return Alignment(affine, _project(affine, points).to(torch.int64), eye_distance)
 
 
 def _leveling_rotation(axis: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Return the rotations ``[N, 2, 2]`` that turn the eye axis, ``[N, 2]`` and `length` long, onto +x."""
-    cosine, sine = (axis / length.clamp(min=SMALLEST_LENGTH).unsqueeze(1)).unbind(dim=1)
+    """Return rotations ``[N, 2, 2]`` that turn the eye axis, ``[N, 2]`` with lengths ``[N]``, onto +x."""
+    cosine, sine = (axis / length.clamp(min=MIN_DIVISOR).unsqueeze(1)).unbind(dim=1)
     return torch.stack([cosine, sine, -sine, cosine], dim=1).reshape(-1, 2, 2)
 
 
-def _framing(
+def _scale_and_shift(
     rotation: torch.Tensor, anchors: torch.Tensor, face_size: int, box_enlarge: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale ``[N, 1]`` and the shift ``[N, 2]`` that put the enlarged box on the aligned face."""
+    """Return the scale ``[N, 1]`` and shift ``[N, 2]`` that map the enlarged box onto the aligned face."""
     level = torch.bmm(anchors, rotation.transpose(1, 2))
     low, high = level.amin(dim=1), level.amax(dim=1)
     half = 0.5 * box_enlarge * (high - low).amax(dim=1, keepdim=True)
-    scale = (face_size - 1) * 0.5 / half.clamp(min=SMALLEST_LENGTH)
+    scale = (face_size - 1) * 0.5 / half.clamp(min=MIN_DIVISOR)
     centre = (high + low) * 0.5
     return scale, scale * (half - centre)
 

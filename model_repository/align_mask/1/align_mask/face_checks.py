@@ -1,30 +1,28 @@
-"""Which faces cannot be served, and why: the caller's errors of SPEC section 3 and the configured limits.
+"""Checks that find invalid faces: errors of the caller (SPEC section 3) and the configured limits.
 
-Every check looks at all faces at once and answers with `Faults`, the index of each bad face and a reason
-that says what to do. A face without a fault here goes through the whole pipeline.
+Each function checks all faces of a batch and returns `InvalidFaces`. Every face that passes all checks can be
+aligned, warped and masked.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-Faults = dict[int, str]
-"""Index of a face -> what is wrong with it."""
+InvalidFaces = dict[int, str]
+"""Index of an invalid face -> message: its reason, one of `REASONS`, a colon and the details."""
 
-SMALLEST_EYE_DISTANCE = 1e-6
-"""Pixels. Below it the eye axis is rounding noise of float32 landmarks, and the face has no upright."""
+MIN_EYE_DISTANCE = 1e-6
+"""Pixels. Below it the direction between the eyes is rounding noise of float32 landmarks."""
 
-ALIGNED_LIMIT = 2**20
-"""Aligned pixels. Within it float64 holds the integer geometry of the hull exactly, with room to spare."""
+MAX_ALIGNED_COORDINATE = 2**20
+"""Pixels. Up to it float64 represents the integer geometry of the hull exactly, with a margin."""
 
-PIXEL_LIMIT = 1e18
-"""Above it the squares in the HOG's block norm leave float32, and the features would be NaN or 0."""
+MAX_PIXEL_VALUE = 1e18
+"""Above it the squares in HOG's block norm overflow float32, and features would be NaN or 0."""
 
-SMALLEST_HULL = 3
-"""Vertices."""
-
-NO_HULL = "points on one line: the 68 landmarks have no convex hull"
+MIN_HULL_VERTICES = 3
 
 REASONS = (
     "frame too small",
@@ -37,58 +35,63 @@ REASONS = (
     "no eye distance",
     "points on one line",
 )
-"""What a fault can be: its text up to the colon."""
 
 
-def reason(fault: str) -> str:
-    """Return which of `REASONS` a fault has."""
-    return fault.partition(":")[0]
+def reason_of(message: str) -> str:
+    """Return the reason, one of `REASONS`, at the start of an invalid face's message."""
+    return message.partition(":")[0]
 
 
-def request_fault(faces: int, height: int, width: int, most_pixels: int) -> str | None:
-    """Say why a request with frames of this size in pixels is refused as a whole, or None."""
-    if faces * height * width <= most_pixels:
+def request_size_error(faces: int, height: int, width: int, max_pixels: int) -> str | None:
+    """Return an error message if the frames of a request have too many pixels together, else None."""
+    pixels = faces * height * width
+    # The limit of a single frame is that of `frame_size_error`.
+    if pixels <= max_pixels or faces == 1:
         return None
+    fitting = max(1, max_pixels // (height * width))
     return (
-        f"request over the pixel limit: {faces} frames of {width}x{height} pixels, in all {most_pixels} are "
-        f"served; send at most {most_pixels // (height * width)} of them a request, or crop the faces first"
+        f"request over the pixel limit: {faces} frames of {width}x{height} pixels have {pixels} pixels, the "
+        f"limit is {max_pixels}; send fewer frames per request, at most {fitting} of this size, or crop the "
+        "faces first"
     )
 
 
-def frame_fault(height: int, width: int, smallest_side: int, most_pixels: int) -> str | None:
-    """Say why frames of this size in pixels are refused, or None when they are served."""
-    if min(height, width) < smallest_side:
+def frame_size_error(height: int, width: int, min_side: int, max_pixels: int) -> str | None:
+    """Return an error message if frames of this size are too small or too large, else None."""
+    if min(height, width) < min_side:
         return (
-            f"frame too small: {width}x{height} pixels, each side needs at least {smallest_side}; "
+            f"frame too small: {width}x{height} pixels, each side needs at least {min_side}; "
             "send the face crop or the whole frame"
         )
-    if height * width > most_pixels:
+    if height * width > max_pixels:
         return (
             f"frame over the pixel limit: {width}x{height} = {height * width} pixels, the limit is "
-            f"{most_pixels}; crop the face first, or raise max_frame_pixels in align_mask's config.pbtxt"
+            f"{max_pixels}; crop the face first, or raise max_frame_pixels in align_mask's config.pbtxt"
         )
     return None
 
 
-def pixel_faults(frames: torch.Tensor) -> Faults:
-    """Find the frames ``[N, C, H, W]`` that hold a NaN, an infinity or a pixel beyond `PIXEL_LIMIT`."""
+def check_pixels(frames: torch.Tensor) -> InvalidFaces:
+    """Find frames ``[N, C, H, W]`` with a NaN, an infinity or an absolute value over `MAX_PIXEL_VALUE`."""
     if frames.dtype == torch.uint8:
         return {}
-    # A NaN is both maximum and minimum of what it is in, and within no limit.
-    if frames.amax() <= PIXEL_LIMIT and frames.amin() >= -PIXEL_LIMIT:
+    # The maximum and minimum of pixels with a NaN are NaN, for which both comparisons are false.
+    if frames.amax() <= MAX_PIXEL_VALUE and frames.amin() >= -MAX_PIXEL_VALUE:
         return {}
     pixels = frames.flatten(1)
-    within = (pixels.amax(dim=1) <= PIXEL_LIMIT) & (pixels.amin(dim=1) >= -PIXEL_LIMIT)
+    valid = (pixels.amax(dim=1) <= MAX_PIXEL_VALUE) & (pixels.amin(dim=1) >= -MAX_PIXEL_VALUE)
     return {
-        face: f"pixel absurdly large: over {PIXEL_LIMIT:g}, FRAMES are in [0, 1]"
+        face: f"pixel absurdly large: over {MAX_PIXEL_VALUE:g}, FRAMES must be in [0, 1]"
         if torch.isfinite(frames[face]).all()
-        else "non-finite pixel: FRAMES has NaN or infinity in it"
-        for face in (~within).nonzero().flatten().tolist()
+        else "non-finite pixel: FRAMES contains NaN or infinity"
+        for face in (~valid).nonzero().flatten().tolist()
     }
 
 
-def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: float) -> Faults:
-    """Find the faces whose landmarks ``[N, 68, 2]`` cannot be aligned.
+def check_landmarks(
+    landmarks: NDArray[np.float32], height: int, width: int, max_distance: float
+) -> InvalidFaces:
+    """Find landmarks that are not finite, too far outside their frame or all equal.
 
     Parameters
     ----------
@@ -96,52 +99,54 @@ def landmark_faults(landmarks: np.ndarray, height: int, width: int, farthest: fl
         Landmarks (x, y) in frame pixels.
     height, width : int
         Size of the frames, pixels.
-    farthest : float
-        How far outside its frame a landmark may lie, pixels.
+    max_distance : float
+        Maximum distance of a landmark outside its frame, pixels.
     """
     low, high = landmarks.min(axis=1), landmarks.max(axis=1)
-    sound = (low >= -farthest) & (high <= np.array([width, height]) + farthest)
-    sound &= (low < high).any(axis=1, keepdims=True)
-    if sound.all():
+    valid = (low >= -max_distance) & (high <= np.array([width, height]) + max_distance)
+    valid &= (low < high).any(axis=1, keepdims=True)
+    if valid.all():
         return {}
     return {
-        face: _landmark_fault(landmarks[face].astype(np.float64), height, width, farthest)
-        for face in np.flatnonzero(~sound.all(axis=1)).tolist()
+        face: _landmark_error(landmarks[face].astype(np.float64), height, width, max_distance)
+        for face in np.flatnonzero(~valid.all(axis=1)).tolist()
     }
 
 
-def _landmark_fault(points: np.ndarray, height: int, width: int, farthest: float) -> str:
-    """Say what is wrong with a face's landmarks, float64 ``[68, 2]``."""
+def _landmark_error(points: NDArray[np.float64], height: int, width: int, max_distance: float) -> str:
+    """Return the message for one face with invalid landmarks ``[68, 2]``."""
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         return f"non-finite landmark: point {np.argmin(finite)} is NaN or infinite"
     outside = np.maximum(-points, points - (width, height)).max(axis=1)
-    if outside.max() > farthest:
+    if outside.max() > max_distance:
         return (
             f"landmark absurdly far off: point {outside.argmax()} lies {outside.max():.6g} pixels outside "
-            f"the frame, the limit is {farthest:g}; LANDMARKS are pixels of FRAMES"
+            f"the frame, the limit is {max_distance:g}; LANDMARKS are pixels of FRAMES"
         )
     return "all landmarks are equal: there is no face to align"
 
 
-def eye_faults(eye_distance: torch.Tensor) -> Faults:
-    """Find the faces whose eye centres, `eye_distance` ``[N]`` pixels apart, coincide."""
-    bad = (eye_distance < SMALLEST_EYE_DISTANCE).nonzero().flatten().tolist()
-    return dict.fromkeys(bad, "no eye distance: the centres of points 36-41 and 42-47 coincide")
+def check_eye_distance(eye_distance: torch.Tensor) -> InvalidFaces:
+    """Find faces whose eye centres coincide, by the distance ``[N]`` between them in pixels."""
+    invalid = (eye_distance < MIN_EYE_DISTANCE).nonzero().flatten().tolist()
+    return dict.fromkeys(invalid, "no eye distance: the centres of points 36-41 and 42-47 coincide")
 
 
-def aligned_faults(landmarks: np.ndarray) -> Faults:
-    """Find the faces whose aligned landmarks, int64 ``[N, 68, 2]``, run out of range."""
-    if landmarks.min(initial=0) >= -ALIGNED_LIMIT and landmarks.max(initial=0) <= ALIGNED_LIMIT:
+def check_aligned_landmarks(landmarks: NDArray[np.int64]) -> InvalidFaces:
+    """Find faces with an aligned landmark, ``[N, 68, 2]``, beyond `MAX_ALIGNED_COORDINATE`."""
+    limit = MAX_ALIGNED_COORDINATE
+    if landmarks.min(initial=0) >= -limit and landmarks.max(initial=0) <= limit:
         return {}
-    in_range = (landmarks >= -ALIGNED_LIMIT) & (landmarks <= ALIGNED_LIMIT)
+    valid = (landmarks >= -limit) & (landmarks <= limit)
     return dict.fromkeys(
-        np.flatnonzero(~in_range.all(axis=(1, 2))).tolist(),
-        "landmark absurdly far off: the eyes, nose and mouth lie so close together that another point is "
-        f"over {ALIGNED_LIMIT} aligned pixels away",
+        np.flatnonzero(~valid.all(axis=(1, 2))).tolist(),
+        "landmark absurdly far off: eyes, nose and mouth lie so close together that another point is over "
+        f"{limit} aligned pixels away",
     )
 
 
-def hull_faults(hulls: Sequence[np.ndarray]) -> Faults:
-    """Find the faces whose hull has no area, by its vertices ``[V, 2]``."""
-    return {face: NO_HULL for face, hull in enumerate(hulls) if len(hull) < SMALLEST_HULL}
+def check_hulls(hulls: Sequence[NDArray[np.int32]]) -> InvalidFaces:
+    """Find faces whose convex hull, given by its vertices ``[V, 2]``, has no area."""
+    message = "points on one line: the 68 landmarks have no convex hull"
+    return {face: message for face, hull in enumerate(hulls) if len(hull) < MIN_HULL_VERTICES}

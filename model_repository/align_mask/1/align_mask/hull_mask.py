@@ -1,14 +1,15 @@
-"""What of an aligned face counts: the convex hull of its landmarks and the forehead (SPEC section 3).
+"""Face mask: convex hull of the landmarks plus the forehead box (SPEC section 3).
 
-The mask is what makes the AU classifiers robust to occlusion [1]_, and they were trained on exactly
-the pixels that scipy's `ConvexHull`, filled by scikit-image's `grid_points_in_poly`, gives. Testing every
-pixel against every edge takes 0.8 ms a face. Here all faces of a batch go through one set of array
-operations, 0.02 ms a face at 50 of them, with the same pixels: the landmarks are whole pixels, so each row
-of a hull is one run of pixels whose ends are exact in integers; `benchmarks.speed.mask_equality` compares.
+The AU classifiers were trained on masked faces, which makes them robust to occlusion [1]_. The mask has
+exactly the pixels of scipy's `ConvexHull` filled by scikit-image's `grid_points_in_poly`
+(`benchmarks.speed.mask_equality` compares them), but the computation differs: testing every pixel against
+every edge takes 0.8 ms per face; here one set of array operations handles all faces of a batch, 0.02 ms per
+face for 50 faces. Aligned landmarks are whole pixels, so each row of a hull is one interval of pixels whose
+ends are exact in integers.
 
-Of the hulls' vertices only the points matter, neither their order around the hull nor points in between on
-an edge. OpenCV finds them in exact integers, 20 times faster than Qhull; without it, Qhull does. (GEOS 3.13
-and 3.14 would find them for a whole batch at once, but have given hulls that are not convex for many
+Only the positions of the hull's vertices matter, not their order or additional points on an edge. OpenCV
+finds them in exact integers, 20 times faster than Qhull, which replaces OpenCV where it is missing. (GEOS
+3.13 and 3.14 would handle a whole batch in one call, but returned hulls that are not convex for many
 landmarks in few pixels.)
 
 References
@@ -19,17 +20,21 @@ References
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 try:
-    from cv2 import convexHull
+    import cv2
 except ImportError:
-    convexHull = None  # noqa: N816 - OpenCV's own spelling
+    cv2 = None  # type: ignore[assignment]
+
+HULL_ERRORS: tuple[type[Exception], ...] = (cv2.error,) if cv2 else ()
+"""Exceptions of `convex_hulls` that are no built-in class."""
 
 JAW_ENDS = (0, 16)
 
 
-def convex_hulls(landmarks: np.ndarray) -> list[np.ndarray]:
-    """Find the hulls of landmarks on whole pixels.
+def convex_hulls(landmarks: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+    """Find the convex hulls of landmarks on whole pixels.
 
     Parameters
     ----------
@@ -39,18 +44,20 @@ def convex_hulls(landmarks: np.ndarray) -> list[np.ndarray]:
     Returns
     -------
     list of ndarray of int, shape (V, 2)
-        The vertices of each face's hull in order around it; fewer than 3 where the landmarks lie on one line.
+        The vertices of each hull in order; fewer than 3 if the landmarks lie on one line.
     """
     return [_hull_vertices(points) for points in landmarks.astype(np.int32)]
 
 
-def hull_masks(landmarks: np.ndarray, hulls: Sequence[np.ndarray], face_size: int) -> np.ndarray:
-    """Mask the hull of the landmarks, edges and vertices included, and the forehead above the jaw's ends.
+def hull_masks(
+    landmarks: NDArray[np.int64], hulls: Sequence[NDArray[np.int32]], face_size: int
+) -> NDArray[np.bool_]:
+    """Mask the hull of the landmarks, edges and vertices included, and the forehead above the jaw ends.
 
     Parameters
     ----------
     landmarks : ndarray of int64, shape (N, 68, 2)
-        Aligned landmarks (x, y); they may lie outside the face.
+        Aligned landmarks (x, y); they may lie outside the aligned face.
     hulls : sequence of ndarray of int, shape (V, 2)
         Their hulls, of 3 vertices or more, each coordinate within 2**20.
     face_size : int
@@ -61,18 +68,19 @@ def hull_masks(landmarks: np.ndarray, hulls: Sequence[np.ndarray], face_size: in
     ndarray of bool, shape (N, face_size, face_size)
         Rows are y, columns x.
     """
-    first, stop = _row_runs(hulls, face_size)
+    first, stop = _row_intervals(hulls, face_size)
     column = np.arange(face_size, dtype=first.dtype)
-    masks = column >= first
+    masks: NDArray[np.bool_] = column >= first
     masks &= column < stop
-    _stamp_foreheads(masks, landmarks)
+    _add_forehead_boxes(masks, landmarks)
     return masks
 
 
-def _hull_vertices(points: np.ndarray) -> np.ndarray:
-    if convexHull is not None:
-        return convexHull(points)[:, 0]
-    from scipy.spatial import ConvexHull, QhullError  # only here: the image has OpenCV and no SciPy
+def _hull_vertices(points: NDArray[np.int32]) -> NDArray[np.int32]:
+    if cv2 is not None:
+        return cv2.convexHull(points)[:, 0].astype(np.int32, copy=False)
+    # Imported only here: the image has OpenCV and no SciPy.
+    from scipy.spatial import ConvexHull, QhullError  # type: ignore[import-untyped]
 
     try:
         return points[ConvexHull(points).vertices]
@@ -80,51 +88,54 @@ def _hull_vertices(points: np.ndarray) -> np.ndarray:
         return points[:1]
 
 
-def _row_runs(hulls: Sequence[np.ndarray], face_size: int) -> np.ndarray:
-    """Return the first column in each hull and the one after the last, ``[2, N, face_size, 1]``.
+def _row_intervals(hulls: Sequence[NDArray[np.int32]], face_size: int) -> NDArray[np.int16]:
+    """Return each hull's first column and the column after its last, per row, ``[2, N, face_size, 1]``.
 
-    A row that a hull's edges cross between x and x' holds the whole pixels from ceil(x) to floor(x'). A row
-    that no edge meets, or that holds no whole pixel, has its first column at or after its stop.
+    A row that the hull's edges cross between x and x' has the whole pixels from ceil(x) to floor(x'). The
+    interval of a row without an edge or without a whole pixel is empty: its first column is not below its
+    stop.
     """
     start, step, face = _edges(hulls)
     end_y = start[:, 1] + step[:, 1]
-    from_row = np.maximum(np.minimum(start[:, 1], end_y), 0)
-    to_row = np.minimum(np.maximum(start[:, 1], end_y), face_size - 1)
-    # Level edges add nothing to the runs of the edges that they meet.
-    rows = np.where(step[:, 1] != 0, np.maximum(to_row + 1 - from_row, 0), 0)
+    first_row = np.maximum(np.minimum(start[:, 1], end_y), 0)
+    last_row = np.minimum(np.maximum(start[:, 1], end_y), face_size - 1)
+    # Horizontal edges are skipped: the edges that they meet already have their end points.
+    row_counts = np.where(step[:, 1] != 0, np.maximum(last_row + 1 - first_row, 0), 0)
 
-    edge = np.arange(len(rows)).repeat(rows)
-    row = np.arange(len(edge)) - (rows.cumsum() - rows - from_row)[edge]
+    # One entry for each pair of an edge and a row that it crosses.
+    edge = np.arange(len(row_counts)).repeat(row_counts)
+    row = np.arange(len(edge)) - (row_counts.cumsum() - row_counts - first_row)[edge]
     x, y = start[edge].T
-    run, rise = step[edge].T
-    offset = (row - y) * run
-    place = face[edge] * face_size + row
-    runs = np.empty((2, len(hulls) * face_size), dtype=np.int64)
-    runs[0], runs[1] = face_size, 0
-    np.minimum.at(runs[0], place, x - (-offset // rise))
-    np.maximum.at(runs[1], place, x + offset // rise + 1)
-    # Narrow integers: these are compared with every column of every row.
-    runs = np.minimum(np.maximum(runs, 0), face_size).astype(np.int16)
-    return runs.reshape(2, len(hulls), face_size, 1)
+    dx, dy = step[edge].T
+    offset = (row - y) * dx
+    flat_index = face[edge] * face_size + row
+    intervals = np.empty((2, len(hulls) * face_size), dtype=np.int64)
+    intervals[0], intervals[1] = face_size, 0
+    np.minimum.at(intervals[0], flat_index, x - (-offset // dy))
+    np.maximum.at(intervals[1], flat_index, x + offset // dy + 1)
+    # Narrow integers, because these are compared with every column of every row.
+    narrow = np.minimum(np.maximum(intervals, 0), face_size).astype(np.int16)
+    return narrow.reshape(2, len(hulls), face_size, 1)
 
 
-def _edges(hulls: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where each edge of all hulls starts and how far it goes, ``[E, 2]`` each, and whose it is."""
+def _edges(
+    hulls: Sequence[NDArray[np.int32]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return start point and step ``[E, 2]`` of each edge of all hulls, and the index of its face ``[E]``."""
     sizes = np.array([len(hull) for hull in hulls])
     ends = sizes.cumsum()
     vertices = np.concatenate(hulls).astype(np.int64)
-    before = np.arange(-1, len(vertices) - 1)
-    before[ends - sizes] = ends - 1
-    start = vertices[before]
+    previous = np.arange(-1, len(vertices) - 1)
+    previous[ends - sizes] = ends - 1
+    start = vertices[previous]
     return start, vertices - start, np.arange(len(hulls)).repeat(sizes)
 
 
-def _stamp_foreheads(masks: np.ndarray, landmarks: np.ndarray) -> None:
-    """Fill the box above the jaw's ends of every face, in place.
+def _add_forehead_boxes(masks: NDArray[np.bool_], landmarks: NDArray[np.int64]) -> None:
+    """Fill the box above the jaw ends of every face, in place.
 
-    A jaw's end off the face has a negative coordinate, which NumPy counts from the far side. Left of the
-    face, that mostly empties the box; above it, the box runs down nearly the whole face. The classifiers
-    were trained with that.
+    NumPy counts a negative index from the far side. So a jaw end left of the face mostly empties the box; one
+    above the face extends the box down nearly the whole face. The classifiers were trained with that.
     """
     for mask, ((left, left_top), (right, right_top)) in zip(
         masks, landmarks[:, JAW_ENDS].tolist(), strict=True

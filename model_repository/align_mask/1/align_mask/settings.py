@@ -1,4 +1,4 @@
-"""The parameters of align_mask's config.pbtxt, read once when an instance starts."""
+"""The parameters of align_mask's model configuration, read once when an instance starts."""
 
 import dataclasses
 import math
@@ -7,31 +7,31 @@ from typing import Any
 
 
 class SettingsError(ValueError):
-    """The config is not usable; the message names the parameter and what it should be."""
+    """The model configuration is invalid; the message names the parameter and its valid values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What align_mask is configured to do; config.pbtxt says why each number is what it is.
+    """The parameters of align_mask; config.pbtxt gives the reason for each value.
 
     Attributes
     ----------
     face_size : int
         Side of the square aligned face, pixels.
     box_enlarge : float
-        Side of the framed square over the larger side of the anchors' box.
+        Side of the aligned square divided by the larger side of the anchors' bounding box.
     fill : float
-        Value of aligned pixels that lie outside the frame.
+        Fill value of aligned pixels outside the frame.
     min_frame_side, max_frame_pixels : int
-        Smallest side and largest area of a frame, pixels.
+        Minimum side and maximum area of a frame, pixels.
     max_request_pixels : int
-        Largest area of all frames of a request together, pixels.
+        Maximum area of all frames of a request together, pixels.
     max_landmark_distance : float
-        How far outside its frame a landmark may lie, pixels.
+        Maximum distance of a landmark outside its frame, pixels.
     torch_threads : int
-        Threads that one model instance computes with.
+        Number of torch threads per model instance.
     masked_faces_on_device : bool
-        Return MASKED_FACES in the memory that holds them, a GPU's too, instead of in host memory.
+        Whether a GPU instance returns MASKED_FACES in GPU memory instead of host memory.
     """
 
     face_size: int
@@ -46,40 +46,57 @@ class Settings:
 
     @classmethod
     def from_model_config(cls, config: Mapping[str, Any]) -> "Settings":
-        """Read the settings out of a model configuration, as Triton hands it over in JSON.
+        """Read the settings from a model configuration in Triton's JSON form.
 
         Raises
         ------
         SettingsError
-            When a parameter is missing or out of range, or the outputs' dims do not fit face_size.
+            If a parameter is missing or out of range, or the outputs' dims do not match face_size.
         """
         parameters = config.get("parameters", {})
+        texts = {
+            field.name: str(parameters.get(field.name, {}).get("string_value", ""))
+            for field in dataclasses.fields(cls)
+        }
         settings = cls(
-            **{field.name: _read(parameters, field.name, field.type) for field in dataclasses.fields(cls)}
+            face_size=_whole_number(texts, "face_size"),
+            box_enlarge=_number(texts, "box_enlarge"),
+            fill=_number(texts, "fill", above=-math.inf),
+            min_frame_side=_whole_number(texts, "min_frame_side"),
+            max_frame_pixels=_whole_number(texts, "max_frame_pixels"),
+            max_request_pixels=_whole_number(texts, "max_request_pixels"),
+            max_landmark_distance=_number(texts, "max_landmark_distance"),
+            torch_threads=_whole_number(texts, "torch_threads"),
+            masked_faces_on_device=_boolean(texts, "masked_faces_on_device"),
         )
         _check_output_dims(config, settings.face_size)
         return settings
 
 
-def _read(parameters: Mapping[str, Any], name: str, kind: type) -> int | float | bool:
-    text = parameters.get(name, {}).get("string_value", "")
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise SettingsError(
-                f"align_mask/config.pbtxt: parameter {name} must be true or false, it is {text!r}"
-            )
-        return text == "true"
+def _number(texts: Mapping[str, str], name: str, above: float = 0) -> float:
     try:
-        value = kind(text)
+        value = float(texts[name])
     except ValueError:
         value = math.nan
-    lowest = -math.inf if name == "fill" else 0
-    if not lowest < value < math.inf:
-        raise SettingsError(
-            f"align_mask/config.pbtxt: parameter {name} must be a finite "
-            f"{'whole ' if kind is int else ''}number{' above 0' if lowest == 0 else ''}, it is {text!r}"
-        )
-    return value
+    if above < value < math.inf:
+        return value
+    raise _invalid(texts, name, "a finite number" + (" above 0" if above == 0 else ""))
+
+
+def _whole_number(texts: Mapping[str, str], name: str) -> int:
+    if texts[name].isdecimal() and int(texts[name]) > 0:
+        return int(texts[name])
+    raise _invalid(texts, name, "a whole number above 0")
+
+
+def _boolean(texts: Mapping[str, str], name: str) -> bool:
+    if texts[name] in ("true", "false"):
+        return texts[name] == "true"
+    raise _invalid(texts, name, "true or false")
+
+
+def _invalid(texts: Mapping[str, str], name: str, valid: str) -> SettingsError:
+    return SettingsError(f"align_mask/config.pbtxt: parameter {name} must be {valid}, it is {texts[name]!r}")
 
 
 def _check_output_dims(config: Mapping[str, Any], face_size: int) -> None:
@@ -92,6 +109,7 @@ def _check_output_dims(config: Mapping[str, Any], face_size: int) -> None:
         dims = [int(size) for size in output["dims"]]
         if dims != expected.get(output["name"], dims):
             raise SettingsError(
-                f"align_mask/config.pbtxt: output {output['name']} has dims {dims}, face_size "
-                f"{face_size} makes them {expected[output['name']]}; change one of the two"
+                f"align_mask/config.pbtxt: output {output['name']} has dims {dims}, face_size {face_size} "
+                f"needs {expected[output['name']]}; run `python -m export hog --face-size {face_size}`, "
+                "which updates all configs"
             )

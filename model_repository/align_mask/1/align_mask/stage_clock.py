@@ -1,31 +1,31 @@
-"""Seconds by stage of the work on a batch, and progress within it."""
+"""Timing of the stages of a batch, and progress reports for the heartbeat."""
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-STAGES = ("tensors", "align", "mask", "warp")
-"""Requests to tensors and back; alignment, hulls and checks; masks; pixels."""
+STAGES = ("io", "align", "mask", "warp")
+"""Requests to tensors and tensors to responses; alignment, hulls and checks; masks; pixels."""
 
 
 class StageClock:
-    """Add up the time of stages and report progress at both ends of each.
+    """Sum the time of each stage and report progress at its start and end.
 
     Parameters
     ----------
     report_progress : callable, optional
-        Called without arguments; by default nothing is reported.
+        Called without arguments; by default progress is not reported.
 
     Attributes
     ----------
-    seconds : Counter of str
-        Wall-clock seconds of the stages that have run. On a GPU, which works on after a call has come back,
-        the pixels' time is that of the stage that waits for them, "tensors".
+    seconds : dict of str to float
+        Wall-clock seconds of each stage so far. A GPU computes asynchronously, so the time of its pixels
+        counts for the stage that waits for them, "io".
     """
 
     def __init__(self, report_progress: Callable[[], None] = lambda: None) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._report_progress = report_progress
 
     @contextlib.contextmanager
