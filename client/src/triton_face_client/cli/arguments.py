@@ -2,12 +2,15 @@
 
 import argparse
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from triton_face_client.base_client import DEFAULT_URL
 from triton_face_client.pyfeat import URL_VARIABLE
 from triton_face_client.transports.channel import Tls
 from triton_face_client.video.face_chunks import Cropping
+
+DISTRIBUTION = "triton-face-client"
 
 EXIT_CODES = """\
 exit codes:
@@ -27,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action="version", version=f"%(prog)s {version(DISTRIBUTION)}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = _shared()
     for name, add, text in (
