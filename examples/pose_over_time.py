@@ -36,10 +36,10 @@ def main(video: Path, table: Path, picture: Path) -> None:
 
     hog = np.full((len(faces.frame), 5408), np.nan, dtype=np.float32)
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
-    with FaceFeatureClient(url) as client, FrameReader([video], faces.turned) as reader:
+    with FaceFeatureClient(url) as client, FrameReader([video], faces.exif_applied) as reader:
         for answers in client.stream(chunks(reader), ["HOG"], on_invalid="nan"):
             chunk = cut.pop(0)
-            hog[chunk.rows[chunk.cut]] = answers["HOG"]
+            hog[chunk.rows[chunk.cropped]] = answers["HOG"]
         pose = subject_pose(client.pose(faces.landmarks, on_invalid="nan"))
     draw(picture, faces.frame, np.degrees(pose[:, :3]), np.linalg.norm(np.diff(hog, axis=0), axis=1))
     print(f"{picture}: {np.isfinite(hog).all(axis=1).sum()} of {len(hog)} rows have features")

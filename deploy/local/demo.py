@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from deploy.local.server import PROJECT, LocalServer, ServerError
 from triton_face_client import FaceFeatureClient, subject_pose
-from triton_face_client.plotting.drawing import draw_face
+from triton_face_client.plotting.face_figure import draw_face
 
 LANDMARKS_FILE = Path(__file__).resolve().parent / "data" / "astronaut_landmarks.csv"
 PICTURE = PROJECT / "build" / "demo.png"

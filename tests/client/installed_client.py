@@ -1,6 +1,6 @@
 """Use the installed client in an environment without this repository (run by test_distribution.py).
 
-    python installed_client.py HOST:PORT ADMIN_HEADERS_AS_JSON CROPS.npy
+python installed_client.py HOST:PORT ADMIN_HEADERS_AS_JSON CROPS.npy
 """
 
 import json
