@@ -1,4 +1,4 @@
-"""The scripts of examples/ against the real server, and the pages made from the docstrings."""
+"""The scripts of examples/ against the real server; docstrings of the public names."""
 
 import inspect
 import os
@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
-import pytest
 
 import triton_face_client
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 
 
-def example(name: str, *arguments: object, server: LocalServer) -> str:
+def run_example(name: str, *arguments: object, server: LocalServer) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"examples.{name}", *map(str, arguments)],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},
@@ -27,46 +26,25 @@ def example(name: str, *arguments: object, server: LocalServer) -> str:
 
 
 def test_change_one_import(server: LocalServer):
-    said = example("change_one_import", server=server)
-    assert "HOG features (1, 5408) float32" in said
+    output = run_example("change_one_import", server=server)
+    assert "HOG features (1, 5408) float32" in output
 
 
 def test_many_callers(server: LocalServer):
-    said = example("many_callers", server=server)
-    assert "1 callers: cancelled" in said
-    assert "face 1" not in said
-    assert "5 callers: non-finite landmark" in said
-    assert "44 callers: answered" in said
+    output = run_example("many_callers", server=server)
+    assert "1 callers: cancelled" in output
+    assert "face 1" not in output
+    assert "5 callers: non-finite landmark" in output
+    assert "44 callers: answered" in output
 
 
 def test_pose_over_time_of_the_film(server: LocalServer, tmp_path: Path):
-    example("make_film", tmp_path, server=server)
-    said = example(
+    run_example("make_film", tmp_path, server=server)
+    output = run_example(
         "pose_over_time", tmp_path / "film.avi", tmp_path / "film.csv", tmp_path / "pose.png", server=server
     )
-    assert "99 of 100 rows have features" in said
+    assert "99 of 100 rows have features" in output
     assert matplotlib.image.imread(tmp_path / "pose.png").std() > 0.05
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("api")
-    subprocess.run([sys.executable, "-m", "docs.make_api_pages", out], cwd=PROJECT, check=True)
-    return out
-
-
-def test_api_pages_have_shapes_and_errors_of_every_call(pages: Path):
-    page = (pages / "triton_face_client" / "client.html").read_text()
-    for words in ("shape (N, 3, H, W)", "InvalidFacesError", "radians", "Parameters", "Returns"):
-        assert words in page
-    assert {path.stem for path in (pages / "triton_face_client").glob("*.html")} >= {
-        "async_client",
-        "crops",
-        "face_tables",
-        "landmarks",
-        "media",
-        "pyfeat",
-    }
 
 
 def test_every_public_name_is_documented():
