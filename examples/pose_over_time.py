@@ -2,8 +2,8 @@
 
     python -m examples.pose_over_time VIDEO TABLE OUT.png      # with `make serve` running
 
-The script repeats the steps of `triton-face run`: it reads the table, cuts the faces as py-feat does, streams them
-through the server while it reads the next frames, and computes pose from the landmarks in the image.
+The script repeats the steps of `triton-face run`: read the table, cut the faces as py-feat does, stream them
+through the server while reading the next frames, and compute pose from the landmarks in the image.
 """
 
 import os
