@@ -26,7 +26,7 @@ from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_b
 from triton_face_client.video.landmark_tables import read_table
 from triton_face_client.video.media import FrameReader
 
-LONG_ROWS = 4096
+LONG_ROWS = 2048
 """Rows of the table long.npz: enough to interrupt a run between its first and its last part."""
 
 Run = Callable[..., tuple[int, Path]]
@@ -173,6 +173,7 @@ def test_interrupted_run_resumes_without_losing_rows(
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
+@pytest.mark.slow
 def test_run_resumes_after_the_server_was_stopped(
     run: Run, repository: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -373,10 +374,11 @@ def test_run_does_not_resume_after_an_input_changed(
 ):
     copy = tmp_path / "inputs"
     shutil.copytree(folder, copy)
-    start_long_run(server, copy, tmp_path / "out.parquet").kill()
+    process = start_long_run(server, copy, tmp_path / "out.parquet")
+    process.kill()
+    process.communicate()
     os.utime(copy / "film.avi", (1, 1))
     command = [str(copy / "film.avi"), "--landmarks", str(copy / "long.npz"), "--url", server.grpc_url]
-    time.sleep(0.5)
     assert main(["run", *command, "--out", str(tmp_path / "out.parquet")]) == 3
     assert "holds an unfinished run of other files" in capsys.readouterr().err
 
