@@ -38,7 +38,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def scattered_boxes(image: np.ndarray, count: int) -> np.ndarray:
-    """Draw boxes of all sizes, down to less than a pixel, in, across and off the image."""
+    """Return boxes of all sizes, from less than a pixel, inside, across and outside the image."""
     generator = np.random.default_rng(6)
     centre = generator.uniform(-0.3, 1.3, (count, 2)) * [image.shape[1], image.shape[0]]
     sides = generator.choice([0.01, 1, 8, 60, 300, 2000], (count, 2)) * generator.uniform(

@@ -93,6 +93,7 @@ def run(
     check_media(faces, media)
     if out.resolve() in {path.resolve() for path in (landmarks, *media)}:
         raise OutputError(f"{out} is an input of this run: give another name")
+    # Fails now, before any request, if the table lacks the columns of the box.
     cropping.boxes(faces, np.zeros(0, dtype=np.int64))
     job = _job(media, landmarks) | dataclasses.asdict(cropping)
     reader = FrameReader(media, faces.exif_applied, faces.names_one_file_at_most)

@@ -127,7 +127,7 @@ class _Sheet:
         self._header = TITLE + LINE * len(legend) + GAP
         self._height = self._header + rows * (PICTURE + CAPTION) + GAP
         self.figure = Figure(figsize=(self._width, self._height), dpi=DPI)
-        FigureCanvasAgg(self.figure)  # Measures text.
+        FigureCanvasAgg(self.figure)  # Text.get_window_extent needs a canvas.
         self._write(MARGIN, self._height - 0.12, [title], fontsize=11, weight="bold")
         self._write(MARGIN, self._height - TITLE, legend, fontsize=CAPTION_POINTS, color="0.3")
 

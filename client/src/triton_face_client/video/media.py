@@ -134,7 +134,7 @@ class FrameReader:
         ----------
         source : str or None
             The file in the table's spelling. It matches the given file with the same path, or else the one
-            with the same name, because tables are made on other machines too. A single video matches always.
+            with the same name, because tables are made on other machines too. A single video always matches.
         frame : int
             With a source: the frame of the video, from 0; ignored for images. Without a source: the index in
             the list of images, from 0.
