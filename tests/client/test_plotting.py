@@ -47,7 +47,7 @@ def sheet_faces(count: int) -> list[SheetFace]:
     return faces
 
 
-@pytest.mark.parametrize("count", [1, 7, 30])
+@pytest.mark.parametrize("count", [1, 7, 12])
 def test_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
     path = tmp_path / "sheet.PNG"
     draw_sheet(path, sheet_faces(count))
@@ -84,7 +84,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12, 60])
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 30])
 def test_texts_do_not_overlap_or_leave_the_sheet(tmp_path: Path, figures: list[Figure], count: int):
     wide = SheetFace(123456, "WWW_MMM_" * 10, reason="WIDE LETTERS AND NO CROP: " * 30)
     faces = [*sheet_faces(count)[:-1], wide]
