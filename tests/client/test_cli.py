@@ -138,7 +138,7 @@ def start_long_run(server: LocalServer, folder: Path, out: Path, *options: str) 
         # Background jobs of a shell ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not list(out.with_name(out.name + ".parts").glob("*-*.parquet")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
