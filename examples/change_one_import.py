@@ -1,9 +1,9 @@
-"""py-feat's call, answered by the service: the code stays, one import changes.
+"""Compute py-feat's HOG features on the service by changing one import.
 
     python -m examples.change_one_import            # with `make serve` running, or TRITON_FACE_URL set
 
-py-feat cuts faces out as tensors [N, 3, 112, 112] and finds landmarks [N, 136] as shares of them. What comes
-next in its detectors is this call; its result goes into the AU classifiers.
+py-feat's detectors cut faces out as tensors [N, 3, 112, 112] and find landmarks [N, 136] as fractions
+of the crop. They pass both to the function below, and its result to the AU classifiers.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ from skimage.transform import resize
 
 from deploy.local.photograph import photograph
 
-# Was: from feat.utils.face_mask import extract_hog_features_batched
+# Before: from feat.utils.face_mask import extract_hog_features_batched
 from triton_face_client.pyfeat import extract_hog_features_batched, pose_from_landmarks_mlp
 
-SIDE = 112
+CROP_SIZE = 112
 
 
 def main() -> None:
-    """Send one face in the layout that py-feat has it in."""
+    """Send one face in py-feat's layout."""
     crop, points = photograph()
-    face = torch.from_numpy(resize(crop, (3, SIDE, SIDE), anti_aliasing=True))[None].float()
+    face = torch.from_numpy(resize(crop, (3, CROP_SIZE, CROP_SIZE), anti_aliasing=True))[None].float()
     landmarks = torch.from_numpy(points / np.float32(crop.shape[:0:-1])).reshape(1, 136)
 
     hog_features, aligned_landmarks = extract_hog_features_batched(face, landmarks)

@@ -1,9 +1,9 @@
-"""Many callers on one event loop: deadlines, a cancelled call, faces that are refused.
+"""Serve many callers on one event loop, with deadlines, a cancelled call and invalid faces.
 
     python -m examples.many_callers                 # with `make serve` running, or TRITON_FACE_URL set
 
-What a web service in front of the features would do. Every caller has a few faces; the server joins their
-requests into batches.
+A web service in front of the features would work like this. Every caller has a few faces, and the server
+joins their requests into dynamic batches.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ FACES = 3
 
 
 async def caller(client: AsyncFaceFeatureClient, number: int) -> str:
-    """Ask about a few faces, one of which may be broken, and be content with an answer within two seconds."""
+    """Send a few faces, one of them maybe invalid, with a deadline of two seconds."""
     frames, landmarks = sample_faces(FACES, seed=number)
     if number % 10 == 0:
         landmarks[1] = np.nan
@@ -32,16 +32,18 @@ async def caller(client: AsyncFaceFeatureClient, number: int) -> str:
 
 
 async def main() -> None:
-    """Let all callers ask at once, and cancel one of them."""
+    """Start all callers at once and cancel one of them."""
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
     async with AsyncFaceFeatureClient(url, retry=Retry(seconds=5), timeout=10) as client:
         await client.wait_until_ready(5)
         tasks = [asyncio.create_task(caller(client, number)) for number in range(CALLERS)]
         tasks[-1].cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    words = ["cancelled" if isinstance(outcome, asyncio.CancelledError) else outcome for outcome in outcomes]
-    for word in sorted(set(words)):
-        print(f"{words.count(word):>3} callers: {word}")
+    results = [
+        "cancelled" if isinstance(outcome, asyncio.CancelledError) else outcome for outcome in outcomes
+    ]
+    for result in sorted(set(results)):
+        print(f"{results.count(result):>3} callers: {result}")
 
 
 if __name__ == "__main__":

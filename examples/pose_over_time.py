@@ -1,10 +1,9 @@
-"""From a video and its landmark table to a plot of head pose over time, in bounded memory.
+"""Plot head pose over time from a video and its landmark table, in bounded memory.
 
     python -m examples.pose_over_time VIDEO TABLE OUT.png      # with `make serve` running
 
-What `triton-face run` does, step by step, for who wants to do something else with the answers: read the
-table, cut the faces as py-feat does, stream them through the server while the next frames are read, and take
-pose from the landmarks in the image.
+The script repeats the steps of `triton-face run`: read the table, cut the faces as py-feat does, stream them
+through the server while reading the next frames, and compute pose from the landmarks in the image.
 """
 
 import os
@@ -25,37 +24,39 @@ ANGLES = ("pitch, + up", "roll, + to the subject's right", "yaw, + to the subjec
 
 
 def main(video: Path, table: Path, picture: Path) -> None:
-    """Ask for HOG features and pose of every row; draw pose and how much the face's texture changes."""
+    """Compute HOG features and pose of every row; plot pose and the change of the HOG features."""
     faces = read_table(table)
-    cut: list[FaceChunk] = []
+    pending: list[FaceChunk] = []
 
     def chunks(reader: FrameReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for chunk in read_chunks(faces, reader, np.arange(len(faces.frame)), 32):
-            cut.append(chunk)
+            pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
     hog = np.full((len(faces.frame), 5408), np.nan, dtype=np.float32)
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
-    with FaceFeatureClient(url) as client, FrameReader([video], faces.turned) as reader:
+    with FaceFeatureClient(url) as client, FrameReader([video], faces.exif_applied) as reader:
         for answers in client.stream(chunks(reader), ["HOG"], on_invalid="nan"):
-            chunk = cut.pop(0)
-            hog[chunk.rows[chunk.cut]] = answers["HOG"]
+            chunk = pending.pop(0)
+            hog[chunk.rows[chunk.cropped]] = answers["HOG"]
         pose = subject_pose(client.pose(faces.landmarks, on_invalid="nan"))
     draw(picture, faces.frame, np.degrees(pose[:, :3]), np.linalg.norm(np.diff(hog, axis=0), axis=1))
     print(f"{picture}: {np.isfinite(hog).all(axis=1).sum()} of {len(hog)} rows have features")
 
 
 def draw(picture: Path, frame: np.ndarray, degrees: np.ndarray, change: np.ndarray) -> None:
-    """Draw angles ``[N, 3]`` and changes ``[N - 1]`` against the frame."""
+    """Plot angles ``[N, 3]`` and changes ``[N - 1]`` over the frames."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
+    pose_panel, change_panel = figure.subplots(2, 1, sharex=True)
     for angle, name in zip(degrees.T, ANGLES, strict=True):
-        above.plot(frame, angle, label=name)
-    above.set(ylabel="degrees", title="Head pose")
-    above.legend(fontsize=8)
-    below.plot(frame[1:], change, color="tab:gray")
-    below.set(xlabel="frame", ylabel="distance", title="Change of the HOG features from frame to frame")
+        pose_panel.plot(frame, angle, label=name)
+    pose_panel.set(ylabel="degrees", title="Head pose")
+    pose_panel.legend(fontsize=8)
+    change_panel.plot(frame[1:], change, color="tab:gray")
+    change_panel.set(
+        xlabel="frame", ylabel="distance", title="Change of the HOG features from frame to frame"
+    )
     figure.savefig(picture, dpi=110)
 
 

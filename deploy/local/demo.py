@@ -9,7 +9,7 @@ from deploy.local.errors import ServerError
 from deploy.local.photograph import photograph
 from deploy.local.server import PROJECT, LocalServer
 from triton_face_client import FaceFeatureClient, subject_pose
-from triton_face_client.plotting.drawing import draw_face
+from triton_face_client.plotting.face_figure import draw_face
 
 PICTURE = PROJECT / "build" / "demo.png"
 

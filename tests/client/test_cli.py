@@ -1,4 +1,4 @@
-"""The command `triton-face`: what it writes, what it says when something is wrong, and how it ends."""
+"""The command `triton-face`: outputs, error messages and exit codes, against a real server."""
 
 import json
 import os
@@ -26,14 +26,15 @@ from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_b
 from triton_face_client.video.landmark_tables import read_table
 from triton_face_client.video.media import FrameReader
 
-LONG_ROWS = 4096
+LONG_ROWS = 2048
+"""Rows of the table long.npz: enough to interrupt a run between its first and its last part."""
 
 Run = Callable[..., tuple[int, Path]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with a film, its table, and a table of many faces a frame."""
+    """Return a folder with a film, its landmark table, and a table with many faces per frame."""
     folder = tmp_path_factory.mktemp("film")
     landmarks = write_film(folder)
     write_table(folder / "film.csv", landmarks)
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(server: LocalServer, folder: Path, tmp_path: Path) -> Run:
-    """Give a function that runs `triton-face run` on the film, and returns the exit code and the file."""
+    """Return a function that calls `triton-face run` on the film and returns exit code and output file."""
 
     def call(*options: str, table: str = "film.csv", name: str = "out.parquet") -> tuple[int, Path]:
         out = tmp_path / name
@@ -55,7 +56,21 @@ def run(server: LocalServer, folder: Path, tmp_path: Path) -> Run:
     return call
 
 
-def test_a_video_and_its_openface_table_become_parquet(run: Run, folder: Path, client: FaceFeatureClient):
+def hog(path: Path) -> np.ndarray:
+    """Read the HOG features ``[N, 5408]`` of a Parquet file."""
+    return np.stack(pq.read_table(path)["HOG"].to_numpy())
+
+
+@pytest.fixture(scope="module")
+def long_hog(server: LocalServer, folder: Path) -> np.ndarray:
+    """HOG features of long.npz from a run without interruption."""
+    out = folder / "long.parquet"
+    inputs = [str(folder / "film.avi"), "--landmarks", str(folder / "long.npz"), "--out", str(out)]
+    assert main(["run", *inputs, "--url", server.grpc_url]) == 0
+    return hog(out)
+
+
+def test_run_writes_features_of_video_and_openface_table(run: Run, folder: Path, client: FaceFeatureClient):
     code, out = run()
     assert code == 0
     table = pq.read_table(out)
@@ -64,38 +79,38 @@ def test_a_video_and_its_openface_table_become_parquet(run: Run, folder: Path, c
     assert set(table.column_names) >= {"Pitch", "Roll", "Yaw", "X", "Y", "Z", "x_0", "y_67", "HOG", "refused"}
     assert table["input"].to_pylist() == [str(folder / "film.avi")] * FRAMES
     assert table["frame"].to_pylist() == list(range(FRAMES))
-    hog = np.stack(table["HOG"].to_numpy())
-    bad = [FAILED_ROW, NAN_ROW, FLAT_ROW]
-    good = np.setdiff1d(np.arange(FRAMES), bad)
-    assert np.isnan(hog[bad]).all()
+    features = hog(out)
+    invalid = [FAILED_ROW, NAN_ROW, FLAT_ROW]
+    valid = np.setdiff1d(np.arange(FRAMES), invalid)
+    assert np.isnan(features[invalid]).all()
     reasons = table["refused"].to_pylist()
-    assert [row for row, reason in enumerate(reasons) if reason] == bad
+    assert [row for row, reason in enumerate(reasons) if reason] == invalid
     assert "points on one line" in reasons[FLAT_ROW]
 
     pose = np.stack([table[name].to_numpy() for name in ("Pitch", "Roll", "Yaw", "X", "Y", "Z")], axis=1)
-    np.testing.assert_array_equal(pose[good], subject_pose(client.pose(faces.landmarks[good])))
-    assert np.isfinite(pose[FLAT_ROW]).all(), "pose needs no hull"
-    with FrameReader([folder / "film.avi"], turned=True) as reader:
-        for row in good:
+    np.testing.assert_array_equal(pose[valid], subject_pose(client.pose(faces.landmarks[valid])))
+    assert np.isfinite(pose[FLAT_ROW]).all(), "pose does not need a hull"
+    with FrameReader([folder / "film.avi"], apply_exif=True) as reader:
+        for row in valid:
             boxes = landmark_boxes(faces.landmarks[[row]])
             crop = cut_faces(reader.read(None, int(row)), boxes)
             points = crop_landmarks(faces.landmarks[[row]], boxes)
-            np.testing.assert_array_equal(hog[row], client.features(crop, points, ["HOG"])["HOG"][0])
+            np.testing.assert_array_equal(features[row], client.features(crop, points, ["HOG"])["HOG"][0])
 
 
-def test_the_formats_hold_the_same(run: Run):
+def test_all_formats_hold_the_same_features(run: Run):
     tables = {name: run(name=f"out.{name}")[1] for name in ("parquet", "csv", "npz")}
     parquet = pq.read_table(tables["parquet"])
-    hog = np.stack(parquet["HOG"].to_numpy())
+    features = hog(tables["parquet"])
     text = pyarrow.csv.read_csv(tables["csv"])
     assert text.column_names == parquet.column_names
     from_text = [json.loads(row.replace("nan", "NaN")) for row in text["HOG"].to_pylist()]
-    np.testing.assert_array_equal(np.array(from_text, dtype=np.float32), hog)
+    np.testing.assert_array_equal(np.array(from_text, dtype=np.float32), features)
     np.testing.assert_array_equal(
         text["Pitch"].to_numpy().astype(np.float32), parquet["Pitch"].to_numpy().astype(np.float32)
     )
     arrays = np.load(tables["npz"])
-    np.testing.assert_array_equal(arrays["HOG"], hog)
+    np.testing.assert_array_equal(arrays["HOG"], features)
     np.testing.assert_array_equal(arrays["landmarks"][:, 3, 1], parquet["y_3"].to_numpy())
     assert arrays["refused"].tolist() == [reason or "" for reason in parquet["refused"].to_pylist()]
     for path in tables.values():
@@ -104,29 +119,26 @@ def test_the_formats_hold_the_same(run: Run):
         )
 
 
-def test_its_own_features_are_a_landmark_table(run: Run, server: LocalServer, tmp_path: Path):
-    """With the frames it was made of, counted as it counts them."""
+def test_run_accepts_a_feature_file_as_landmark_table(run: Run, server: LocalServer, tmp_path: Path):
     first = run()[1]
     again = tmp_path / "again.parquet"
     media = pq.read_table(first)["input"][0].as_py()
     assert main(["run", media, "--landmarks", str(first), "--out", str(again), "--url", server.grpc_url]) == 0
-    np.testing.assert_array_equal(
-        np.stack(pq.read_table(again)["HOG"].to_numpy()), np.stack(pq.read_table(first)["HOG"].to_numpy())
-    )
+    np.testing.assert_array_equal(hog(again), hog(first))
 
 
 def start_long_run(server: LocalServer, folder: Path, out: Path, *options: str) -> subprocess.Popen:
-    """Start a long run, and return when some of it is done."""
+    """Start a long run; return after its first part."""
     inputs = [str(folder / "film.avi"), "--landmarks", str(folder / "long.npz"), "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "triton_face_client", "run", *inputs, "--url", server.grpc_url, *options],
         cwd=PROJECT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # A shell that runs tests in the background has its children ignore Ctrl-C.
+        # Background jobs of a shell ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not list(out.with_name(out.name + ".parts").glob("*-*.parquet")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
@@ -134,22 +146,22 @@ def start_long_run(server: LocalServer, folder: Path, out: Path, *options: str) 
     return process
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_and_loses_no_row(
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_run_resumes_without_losing_rows(
     run: Run,
     server: LocalServer,
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
-    how: signal.Signals,
+    long_hog: np.ndarray,
+    stop_signal: signal.Signals,
 ):
-    whole = np.stack(pq.read_table(run(table="long.npz", name="whole.parquet")[1])["HOG"].to_numpy())
     process = start_long_run(server, folder, tmp_path / "out.parquet")
-    os.kill(process.pid, how)
-    _, said = process.communicate()
-    if how == signal.SIGINT:
+    os.kill(process.pid, stop_signal)
+    _, errors = process.communicate()
+    if stop_signal == signal.SIGINT:
         assert process.returncode == 130
-        assert b"interrupted" in said.splitlines()[-1]
+        assert b"interrupted" in errors.splitlines()[-1]
     assert not (tmp_path / "out.parquet").exists()
     capsys.readouterr()
     code, out = run("--json", table="long.npz")
@@ -157,20 +169,21 @@ def test_an_interrupted_run_goes_on_and_loses_no_row(
     assert code == 0
     assert 0 < report["resumed_at"] < LONG_ROWS
     assert (report["rows"], report["faces"], report["refused"]) == (LONG_ROWS, LONG_ROWS, 0)
-    np.testing.assert_array_equal(np.stack(pq.read_table(out)["HOG"].to_numpy()), whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "whole.parquet"]
+    np.testing.assert_array_equal(hog(out), long_hog)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
-def test_a_server_that_goes_away_ends_a_run_that_goes_on_later(
+@pytest.mark.slow
+def test_run_resumes_after_the_server_was_stopped(
     run: Run, repository: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     with LocalServer(repository) as own:
         process = start_long_run(own, folder, tmp_path / "out.parquet", "--retry", "1")
         own.stop()
-        _, said = process.communicate()
+        _, errors = process.communicate()
     assert process.returncode == 4
-    assert said.splitlines()[-1].startswith(b"triton-face run: ")
-    assert b"out.parquet.parts, the same command goes on there" in said.splitlines()[-1]
+    assert errors.splitlines()[-1].startswith(b"triton-face run: ")
+    assert b"out.parquet.parts keeps the finished rows: run the same command again" in errors.splitlines()[-1]
     code, _ = run("--json", table="long.npz")
     report = json.loads(capsys.readouterr().out)
     assert code == 0
@@ -178,7 +191,7 @@ def test_a_server_that_goes_away_ends_a_run_that_goes_on_later(
     assert report["faces"] == LONG_ROWS
 
 
-def test_two_runs_do_not_write_one_file(
+def test_two_runs_cannot_write_one_file(
     run: Run, server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     process = start_long_run(server, folder, tmp_path / "out.parquet")
@@ -190,7 +203,7 @@ def test_two_runs_do_not_write_one_file(
     assert process.returncode == 0
 
 
-def test_what_is_there_is_replaced_when_asked_alone(run: Run, capsys: pytest.CaptureFixture):
+def test_existing_file_is_replaced_only_with_restart(run: Run, capsys: pytest.CaptureFixture):
     out = run()[1]
     before = out.stat().st_mtime_ns
     assert run()[0] == 3
@@ -200,100 +213,97 @@ def test_what_is_there_is_replaced_when_asked_alone(run: Run, capsys: pytest.Cap
     assert out.stat().st_mtime_ns > before
 
 
-def test_parts_of_another_job_are_not_mixed_in(
+def test_run_does_not_resume_parts_of_other_inputs(
     run: Run, server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     process = start_long_run(server, folder, tmp_path / "out.parquet")
     process.kill()
     process.communicate()
     assert run(table="film.csv")[0] == 3
-    assert "holds a run of other files" in capsys.readouterr().err
+    assert "holds an unfinished run of other files" in capsys.readouterr().err
     code, out = run("--restart", table="film.csv")
     assert code == 0
     assert len(pq.read_table(out)) == FRAMES
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, folder: Path) -> Path:
-    """Give a folder with pictures of mixed sizes, one of them cut off, and a py-feat table of their faces."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def images(tmp_path: Path, folder: Path) -> Path:
+    """Return a folder with images of several sizes, one truncated, and a py-feat table beside it."""
+    images = tmp_path / "images"
+    images.mkdir()
     points = np.loadtxt(PROJECT / "deploy/local/data/astronaut_landmarks.csv", delimiter=",", skiprows=1)
     lines = [",".join(["frame", "FaceRectX", "input", *(f"{axis}_{i}" for axis in "xy" for i in range(68))])]
     for number, scale in enumerate((1.0, 0.5, 2.0, 1.0)):
         name, size = f"p{number}.jpg", round(512 * scale)
-        Image.fromarray(astronaut()).resize((size, size)).save(pictures / name, quality=95)
+        Image.fromarray(astronaut()).resize((size, size)).save(images / name, quality=95)
         lines.append(",".join([str(number), "1", f"elsewhere/{name}", *map(str, (scale * points.T).ravel())]))
     (tmp_path / "fex.csv").write_text("\n".join(lines) + "\n")
-    cut_off = pictures / "p3.jpg"
-    cut_off.write_bytes(cut_off.read_bytes()[:20_000])
-    return pictures
+    truncated = images / "p3.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:20_000])
+    return images
 
 
-def test_images_of_a_pyfeat_table_of_which_one_is_cut_off(
-    server: LocalServer, pictures: Path, capsys: pytest.CaptureFixture
+def test_run_with_a_pyfeat_table_and_a_truncated_image(
+    server: LocalServer, images: Path, capsys: pytest.CaptureFixture
 ):
-    out = pictures.parent / "out.parquet"
-    table = str(pictures.parent / "fex.csv")
-    command = ["run", str(pictures), "--landmarks", table, "--out", str(out), "--url", server.grpc_url]
+    out = images.parent / "out.parquet"
+    table = str(images.parent / "fex.csv")
+    command = ["run", str(images), "--landmarks", table, "--out", str(out), "--url", server.grpc_url]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"], report["faces"], report["refused"]) == (4, 3, 1)
     rows = pq.read_table(out)
     assert [Path(name).name for name in rows["input"].to_pylist()] == [f"p{i}.jpg" for i in range(4)]
     assert "p3.jpg" in rows["refused"][3].as_py()
-    hog = np.stack(rows["HOG"].to_numpy())
-    assert np.isfinite(hog[:3]).all()
-    assert np.corrcoef(hog[0], hog[2])[0, 1] > 0.9, "the same face at another size"
+    features = hog(out)
+    assert np.isfinite(features[:3]).all()
+    assert np.corrcoef(features[0], features[2])[0, 1] > 0.9, "the same face at another size"
     assert rows["FaceRectX"].to_pylist() == [1.0] * 4
 
 
-def test_faces_are_cut_by_the_box_that_pyfeat_cut_them_by(
-    server: LocalServer, pictures: Path, client: FaceFeatureClient, capsys: pytest.CaptureFixture
+def test_crops_by_face_rect_or_by_enlarged_landmark_box(
+    server: LocalServer, images: Path, client: FaceFeatureClient, capsys: pytest.CaptureFixture
 ):
-    """py-feat's tables have the face detector's box, enlarged already."""
     points = np.loadtxt(PROJECT / "deploy/local/data/astronaut_landmarks.csv", delimiter=",", skiprows=1)
     box = np.array([160.0, 20.0, 290.0, 200.0])
     names = ["FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight"]
-    table = pictures.parent / "rect.csv"
+    table = images.parent / "rect.csv"
     header = ["frame", *names, *(f"{axis}_{i}" for axis in "xy" for i in range(68))]
     row = [0, *box[:2], *(box[2:] - box[:2]), *points.T.ravel()]
     table.write_text(",".join(header) + "\n" + ",".join(map(str, row)) + "\n")
-    image = pictures / "p0.jpg"
-    out = pictures.parent / "out.parquet"
+    image = images / "p0.jpg"
+    out = images.parent / "out.parquet"
     command = ["run", str(image), "--landmarks", str(table), "--out", str(out), "--url", server.grpc_url]
     assert main([*command, "--crop", "face-rect"]) == 0
     pixels = np.asarray(Image.open(image))
     crop = cut_faces(pixels, box[None], enlarge=1.0)
     expected = client.features(crop, crop_landmarks(points[None], box[None], enlarge=1.0), ["HOG"])["HOG"]
-    np.testing.assert_array_equal(np.stack(pq.read_table(out)["HOG"].to_numpy()), expected)
+    np.testing.assert_array_equal(hog(out), expected)
     assert main([*command, "--restart", "--enlarge", "1.8"]) == 0
     crop = cut_faces(pixels, landmark_boxes(points[None]), enlarge=1.8)
-    places = crop_landmarks(points[None], landmark_boxes(points[None]), enlarge=1.8)
-    np.testing.assert_array_equal(
-        np.stack(pq.read_table(out)["HOG"].to_numpy()), client.features(crop, places, ["HOG"])["HOG"]
-    )
-    film = ["run", str(image), "--landmarks", str(pictures.parent / "fex.csv"), "--out", f"{out}.csv"]
+    crop_points = crop_landmarks(points[None], landmark_boxes(points[None]), enlarge=1.8)
+    np.testing.assert_array_equal(hog(out), client.features(crop, crop_points, ["HOG"])["HOG"])
+    film = ["run", str(image), "--landmarks", str(images.parent / "fex.csv"), "--out", f"{out}.csv"]
     assert main([*film, "--crop", "face-rect", "--url", server.grpc_url]) == 3
     assert "no column FaceRectY" in capsys.readouterr().err
 
 
-def test_a_table_that_names_another_video_is_warned_of(
+def test_warns_if_the_table_names_another_video(
     run: Run, server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     landmarks = read_table(folder / "film.csv").landmarks
     table = tmp_path / "other.npz"
     np.savez(table, landmarks=landmarks, source=["other.mp4"] * FRAMES, frame=np.arange(FRAMES) + 6)
     code, _ = run(table=str(table))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert code == 0
-    assert "warning: " in said
-    assert "names other.mp4, but film.avi was read" in said
-    assert "for example row 6: " in said
-    assert "film.avi has 12 frames, frame 12 is not among them" in said
+    assert "warning: " in output
+    assert "names other.mp4, but film.avi was read" in output
+    assert "for example row 6: " in output
+    assert "film.avi has 12 frames, frame 12 is not among them" in output
 
 
-def test_rows_of_another_video_are_not_read_from_this_one(
+def test_rows_of_another_video_get_a_reason(
     run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     landmarks = read_table(folder / "film.csv").landmarks
@@ -308,23 +318,25 @@ def test_rows_of_another_video_are_not_read_from_this_one(
     assert rows["refused"][0].as_py() is None
 
 
-def test_a_table_of_one_image_is_not_stretched_over_many(
-    server: LocalServer, pictures: Path, capsys: pytest.CaptureFixture
+def test_rejects_several_files_for_a_table_of_one_image(
+    server: LocalServer, images: Path, capsys: pytest.CaptureFixture
 ):
-    """FaceLandmarkImg writes a table for each image, without a frame."""
-    table = pictures.parent / "landmark_img.csv"
-    lines = (pictures.parent / "fex.csv").read_text().splitlines()
+    """OpenFace's FaceLandmarkImg writes one table per image, without a frame column."""
+    table = images.parent / "landmark_img.csv"
+    lines = (images.parent / "fex.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines]
     names = ["face", "confidence", *rows[0][3:]]
     table.write_text("\n".join([", ".join(names)] + [", ".join(["0", "0.9", *row[3:]]) for row in rows[1:]]))
-    out = pictures.parent / "out.parquet"
-    command = ["run", str(pictures), "--landmarks", str(table), "--out", str(out), "--url", server.grpc_url]
+    out = images.parent / "out.parquet"
+    command = ["run", str(images), "--landmarks", str(table), "--out", str(out), "--url", server.grpc_url]
     assert main(command) == 3
-    assert "the table is of one image, 4 are given" in capsys.readouterr().err
+    assert "the table belongs to one image, but 4 files are given" in capsys.readouterr().err
 
 
-def test_a_column_that_is_empty_for_a_while(run: Run, server: LocalServer, folder: Path, tmp_path: Path):
-    """Parquet wants one type of a column, and a part that has nothing in it would have none."""
+def test_text_column_may_be_empty_in_the_first_part(
+    run: Run, server: LocalServer, folder: Path, tmp_path: Path
+):
+    """All parts need one Arrow type per column, and an empty text column has none by itself."""
     faces = np.load(folder / "long.npz")
     count = 1100
     names = ["frame", "Identity", *(f"{axis}_{i}" for axis in "xy" for i in range(68))]
@@ -339,7 +351,7 @@ def test_a_column_that_is_empty_for_a_while(run: Run, server: LocalServer, folde
     assert pq.read_table(out)["Identity"].to_pylist()[-1] == "Anna"
 
 
-def test_the_only_face_may_be_refused(run: Run, tmp_path: Path):
+def test_run_with_a_single_invalid_face(run: Run, tmp_path: Path):
     table = tmp_path / "flat.npz"
     np.savez(table, landmarks=np.full((1, 68, 2), 50.0), frame=[0])
     code, out = run(table=str(table))
@@ -347,53 +359,56 @@ def test_the_only_face_may_be_refused(run: Run, tmp_path: Path):
     assert "all landmarks are equal" in pq.read_table(out)["refused"][0].as_py()
 
 
-def test_the_table_is_not_written_over(run: Run, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture):
+def test_does_not_overwrite_the_landmark_table(
+    run: Run, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
+):
     table = tmp_path / "out.npz"
     table.write_bytes((folder / "long.npz").read_bytes())
     assert run("--restart", table=str(table), name="out.npz")[0] == 3
-    assert "is what the features are to be made of" in capsys.readouterr().err
+    assert "is an input of this run" in capsys.readouterr().err
     assert table.read_bytes() == (folder / "long.npz").read_bytes()
 
 
-def test_an_image_that_has_changed_since_is_another_job(
+def test_run_does_not_resume_after_an_input_changed(
     server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     copy = tmp_path / "inputs"
     shutil.copytree(folder, copy)
-    start_long_run(server, copy, tmp_path / "out.parquet").kill()
+    process = start_long_run(server, copy, tmp_path / "out.parquet")
+    process.kill()
+    process.communicate()
     os.utime(copy / "film.avi", (1, 1))
     command = [str(copy / "film.avi"), "--landmarks", str(copy / "long.npz"), "--url", server.grpc_url]
-    time.sleep(0.5)
     assert main(["run", *command, "--out", str(tmp_path / "out.parquet")]) == 3
-    assert "holds a run of other files" in capsys.readouterr().err
+    assert "holds an unfinished run of other files" in capsys.readouterr().err
 
 
-def test_shares_of_the_image_are_no_pixels(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture):
-    table = tmp_path / "shares.npz"
+def test_rejects_landmarks_as_fractions_of_the_image(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture):
+    table = tmp_path / "fractions.npz"
     np.savez(table, landmarks=np.random.default_rng(0).random((3, 68, 2)))
     assert run(table=str(table))[0] == 3
     assert "multiply them by its width and height" in capsys.readouterr().err
 
 
-def spoiled_table(tmp_path: Path, folder: Path) -> Path:
+def table_without_points(tmp_path: Path, folder: Path) -> Path:
     lines = (folder / "film.csv").read_text().splitlines()
-    path = tmp_path / "spoiled.csv"
+    path = tmp_path / "without_points.csv"
     path.write_text("\n".join(",".join(line.split(",")[:60]) for line in lines))
     return path
 
 
-def test_errors_are_one_line_that_says_what_to_do(
+def test_errors_are_one_line_with_exit_code(
     server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     film, table, out = str(folder / "film.avi"), str(folder / "film.csv"), str(tmp_path / "out.parquet")
     text = tmp_path / "text.avi"
     text.write_text("no video")
     cases = [
-        (["run", film, "--landmarks", str(spoiled_table(tmp_path, folder)), "--out", out], 3, "lacks"),
+        (["run", film, "--landmarks", str(table_without_points(tmp_path, folder)), "--out", out], 3, "lacks"),
         (["run", "missing.avi", "--landmarks", table, "--out", out], 3, "missing.avi does not exist"),
         (["run", str(text), "--landmarks", table, "--out", out], 3, "neither a video"),
         (["run", film, "--landmarks", "missing.csv", "--out", out], 3, "missing.csv"),
-        (["run", film, "--landmarks", table, "--out", "out.txt"], 3, "name it .parquet, .csv or .npz"),
+        (["run", film, "--landmarks", table, "--out", "out.txt"], 3, "must end in .parquet, .csv or .npz"),
         (["run", film, "--landmarks", table, "--out", "/proc/x/out.csv"], 3, "cannot write to"),
         (["plot", film, "--landmarks", table, "--out", "out.txt"], 3, "out.txt"),
         (["plot", film, "--landmarks", table, "--out", str(tmp_path / "a.png"), "--rows", "99"], 3, "99"),
@@ -406,9 +421,9 @@ def test_errors_are_one_line_that_says_what_to_do(
     for command, code, message in cases:
         given = command if "--url" in command else [*command, "--url", server.grpc_url]
         assert main(given) == code, command
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith(f"triton-face {command[0]}: ")
-        assert message in said
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"triton-face {command[0]}: ")
+        assert message in error
         assert main([*given, "--json"]) == code
         assert json.loads(capsys.readouterr().out)["exit_code"] == code
     assert not Path(out).exists()
@@ -426,13 +441,13 @@ def test_errors_are_one_line_that_says_what_to_do(
         ["info", "--timeout", "soon"],
     ],
 )
-def test_a_command_line_that_is_not_understood(command: list[str]):
+def test_invalid_command_line_has_exit_code_2(command: list[str]):
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code == 2
 
 
-def test_info_is_a_table_and_json(server: LocalServer, capsys: pytest.CaptureFixture):
+def test_info_prints_text_or_json(server: LocalServer, capsys: pytest.CaptureFixture):
     with FaceFeatureClient(server.grpc_url) as client:
         client.features(
             np.zeros((1, 3, 112, 112), np.uint8), np.random.default_rng(0).random((1, 68, 2)) * 99
@@ -450,7 +465,7 @@ def test_info_is_a_table_and_json(server: LocalServer, capsys: pytest.CaptureFix
     assert models["hog"]["compute_ms"] > 0
 
 
-def test_bench_measures_both_loops(server: LocalServer, capsys: pytest.CaptureFixture):
+def test_bench_measures_closed_and_open_loop(server: LocalServer, capsys: pytest.CaptureFixture):
     common = ["--url", server.grpc_url, "--seconds", "1.5", "--batch", "4", "--json"]
     assert main(["bench", *common, "--concurrency", "2"]) == 0
     closed = json.loads(capsys.readouterr().out)
@@ -465,7 +480,7 @@ def test_bench_measures_both_loops(server: LocalServer, capsys: pytest.CaptureFi
     assert 10 < opened["requests"] < 60  # 80 faces a second are 20 requests, for 1.5 s
 
 
-def test_a_missing_extra_is_named(server: LocalServer, folder: Path, tmp_path: Path):
+def test_names_the_missing_extra(server: LocalServer, folder: Path, tmp_path: Path):
     for command, package, extra in (
         ("run", "tqdm", "run"),
         ("run", "pyarrow", "run"),
@@ -482,7 +497,7 @@ def test_a_missing_extra_is_named(server: LocalServer, folder: Path, tmp_path: P
         assert f"pip install 'triton-face-client[{extra}]'" in done.stderr.splitlines()[-1]
 
 
-def test_the_module_is_the_command(server: LocalServer):
+def test_module_runs_as_command(server: LocalServer):
     done = subprocess.run(
         [sys.executable, "-m", "triton_face_client", "info", "--json"],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},

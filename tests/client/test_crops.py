@@ -1,4 +1,4 @@
-"""The face crops, against py-feat's recipe written anew with torch and against cases done by hand."""
+"""Face crops, compared with an independent torch version of py-feat's recipe and with manual calculations."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def enlarged(boxes: torch.Tensor, enlarge: float) -> torch.Tensor:
 
 
 def sampled(image: np.ndarray, boxes: np.ndarray, size: int = 112, enlarge: float = 1.2) -> np.ndarray:
-    """Cut faces with `grid_sample`, places normalized with W - 1 and H - 1."""
+    """Cut faces with `grid_sample`, positions normalized with W - 1 and H - 1."""
     height, width = image.shape[:2]
     frame = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     corners = enlarged(torch.from_numpy(np.float32(boxes)), enlarge)
@@ -38,7 +38,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def scattered_boxes(image: np.ndarray, count: int) -> np.ndarray:
-    """Draw boxes of all sizes, down to less than a pixel, in, across and off the image."""
+    """Return boxes of all sizes, from less than a pixel, inside, across and outside the image."""
     generator = np.random.default_rng(6)
     centre = generator.uniform(-0.3, 1.3, (count, 2)) * [image.shape[1], image.shape[0]]
     sides = generator.choice([0.01, 1, 8, 60, 300, 2000], (count, 2)) * generator.uniform(
@@ -53,7 +53,7 @@ def scattered_boxes(image: np.ndarray, count: int) -> np.ndarray:
     ids=["photograph", "noise", "small", "tiny", "1080p"],
 )
 @pytest.mark.parametrize(("size", "enlarge"), [(112, 1.2), (224, 1.1), (9, 1.0)])
-def test_crops_are_those_of_grid_sample(image: np.ndarray, size: int, enlarge: float):
+def test_crops_equal_grid_sample(image: np.ndarray, size: int, enlarge: float):
     boxes = scattered_boxes(image, 30)
     faces = cut_faces(image, boxes, size, enlarge)
     expected = sampled(image, boxes, size, enlarge)
@@ -62,12 +62,12 @@ def test_crops_are_those_of_grid_sample(image: np.ndarray, size: int, enlarge: f
     np.testing.assert_allclose(faces, expected, rtol=0, atol=1e-6)
 
 
-def test_a_ramp_shows_the_place_of_every_pixel():
-    """The brightness is x. Pixel i of a box from 20 to 76 is at 20 + (i + 0.5) / 2, plus the drift."""
+def test_pixel_positions_of_a_ramp():
+    """Brightness is x. Pixel i of a box from 20 to 76 lies at 20 + (i + 0.5) / 2, plus the drift."""
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (120, 200, 3))
     (face,) = cut_faces(ramp, np.array([[20, 30, 76, 70]]), enlarge=1.0)
-    places = 20 + (np.arange(112) + 0.5) / 2
-    expected = np.broadcast_to(places * 200 / 199 - 0.5, (3, 112, 112))
+    positions = 20 + (np.arange(112) + 0.5) / 2
+    expected = np.broadcast_to(positions * 200 / 199 - 0.5, (3, 112, 112))
     np.testing.assert_allclose(face * 255, expected, atol=1e-3)
 
 
@@ -84,13 +84,13 @@ def test_rows_are_y_and_channels_keep_their_order():
     assert (blue[:, 62:] == 1).all()
 
 
-def test_the_enlargement_is_about_the_centre():
+def test_boxes_are_enlarged_about_their_centre():
     image = noise(100, 100)
-    by_hand = cut_faces(image, np.array([[28, 38, 76, 74]]), enlarge=1.0)
-    np.testing.assert_allclose(cut_faces(image, np.array([[32, 41, 72, 71]])), by_hand, atol=1e-4)
+    expected = cut_faces(image, np.array([[28, 38, 76, 74]]), enlarge=1.0)
+    np.testing.assert_allclose(cut_faces(image, np.array([[32, 41, 72, 71]])), expected, atol=1e-4)
 
 
-def test_off_the_image_there_is_black():
+def test_pixels_outside_the_image_are_black():
     white = np.full((60, 80, 3), 255, dtype=np.uint8)
     across, beside, under = cut_faces(
         white, np.array([[-40, 10, 40, 50], [90, 0, 150, 60], [0, 61.5, 80, 200]]), enlarge=1.0
@@ -101,12 +101,12 @@ def test_off_the_image_there_is_black():
     assert (under == 0).all()
 
 
-def test_the_edge_fades_over_one_pixel():
-    """Places -0.5 and 0.5 of pixel 0's centre have half of it and half of pixel 1, here all equal."""
+def test_edge_fades_over_one_pixel():
+    """Bilinear weights fall from 1 to 0 over the pixel before the first one."""
     white = np.full((11, 11, 3), 255, dtype=np.uint8)
     (face,) = cut_faces(white, np.array([[-0.5, 2, 1.5, 8]]), size=4, enlarge=1.0)
-    places = (-0.5 + (np.arange(4) + 0.5) / 2) * 11 / 10 - 0.5
-    np.testing.assert_allclose(face[0, 1], np.clip(places + 1, 0, 1), atol=1e-6)
+    positions = (-0.5 + (np.arange(4) + 0.5) / 2) * 11 / 10 - 0.5
+    np.testing.assert_allclose(face[0, 1], np.clip(positions + 1, 0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_edge_fades_over_one_pixel():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("shape", [(50, 70), (1, 70), (50, 1)])
-def test_impossible_boxes_are_black_without_a_warning(box: list[float], shape: tuple[int, int]):
+def test_invalid_boxes_give_black_without_warnings(box: list[float], shape: tuple[int, int]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         faces = cut_faces(noise(*shape), np.array([box]))
@@ -126,60 +126,60 @@ def test_impossible_boxes_are_black_without_a_warning(box: list[float], shape: t
 
 
 @pytest.mark.parametrize("box", [[30, 20, 30, 40], [30, 20, 50, 20], [30, 20, 30, 20], [50, 40, 30, 20]])
-def test_boxes_without_extent_are_sampled_as_any(box: list[float]):
+def test_boxes_without_extent_equal_grid_sample(box: list[float]):
     image = noise(60, 90)
     np.testing.assert_allclose(cut_faces(image, np.array([box])), sampled(image, np.array([box])), atol=1e-6)
 
 
-def test_views_of_an_image_are_cut_like_copies():
-    """Rows may have gaps, and BGR turned to RGB runs backwards."""
+def test_image_views_give_the_same_crops_as_copies():
+    """Rows of a view may have gaps, and a BGR view as RGB has a negative stride."""
     view = noise(100, 160)[10:70, 20:140, ::-1]
     boxes = scattered_boxes(view, 8)
     np.testing.assert_array_equal(cut_faces(view, boxes), cut_faces(view.copy(), boxes))
 
 
-def test_no_face_gives_no_crop():
+def test_no_boxes_give_no_crops():
     assert cut_faces(noise(20, 20), np.zeros((0, 4))).shape == (0, 3, 112, 112)
     assert crop_landmarks(np.zeros((0, 68, 2)), np.zeros((0, 4))).shape == (0, 68, 2)
     assert landmark_boxes(np.zeros((0, 68, 2))).shape == (0, 4)
 
 
-def test_landmarks_fall_into_the_rounded_box():
-    """Enlarged, 10.4 to 60.4 and 21 to 61 go from 5.4 to 65.4 and 17 to 65: 5 to 65 and 17 to 65 rounded."""
+def test_landmarks_refer_to_the_rounded_box():
+    """Enlarged, 10.4 to 60.4 becomes 5.4 to 65.4, rounded 5 to 65; 21 to 61 becomes 17 to 65."""
     landmarks = np.full((1, 68, 2), (35.0, 41.0))
     landmarks[0, 3] = 5, 17
     landmarks[0, 4] = 65, 65
     landmarks[0, 5] = 20, 29
-    places = crop_landmarks(landmarks, np.array([[10.4, 21, 60.4, 61]]))
-    assert places.dtype == np.float32
-    np.testing.assert_allclose(places[0, :6], [[56, 56]] * 3 + [[0, 0], [112, 112], [28, 28]], atol=1e-5)
-    np.testing.assert_allclose(crop_landmarks(landmarks, np.array([[10.4, 21, 60.4, 61]]), 224), 2 * places)
+    points = crop_landmarks(landmarks, np.array([[10.4, 21, 60.4, 61]]))
+    assert points.dtype == np.float32
+    np.testing.assert_allclose(points[0, :6], [[56, 56]] * 3 + [[0, 0], [112, 112], [28, 28]], atol=1e-5)
+    np.testing.assert_allclose(crop_landmarks(landmarks, np.array([[10.4, 21, 60.4, 61]]), 224), 2 * points)
 
 
-def test_halves_are_rounded_to_the_even_pixel():
+def test_halves_round_to_the_even_pixel():
     landmarks = np.full((1, 68, 2), (12.0, 13.0))
-    places = crop_landmarks(landmarks, np.array([[2.5, 3.5, 12.5, 13.5]]), 10, enlarge=1.0)
-    np.testing.assert_allclose(places[0, 0], [10, 9])
+    points = crop_landmarks(landmarks, np.array([[2.5, 3.5, 12.5, 13.5]]), 10, enlarge=1.0)
+    np.testing.assert_allclose(points[0, 0], [10, 9])
 
 
-def test_landmarks_come_back_from_the_crop():
-    """py-feat maps landmarks of the crop, in [0, 1], to left + x * width of the rounded box."""
+def test_crop_landmarks_inverts_pyfeat_mapping():
+    """py-feat maps crop landmarks x in [0, 1] to left + x * width of the rounded box."""
     boxes = np.random.default_rng(7).uniform(0, 300, (20, 4))
     boxes[:, 2:] = boxes[:, :2] + np.random.default_rng(8).uniform(20, 400, (20, 2))
     landmarks = np.random.default_rng(9).uniform(-50, 700, (20, 68, 2))
-    shares = torch.from_numpy(crop_landmarks(landmarks, boxes)).double() / 112
+    fractions = torch.from_numpy(crop_landmarks(landmarks, boxes)).double() / 112
     corners = enlarged(torch.from_numpy(np.float32(boxes)), 1.2).round().double()
-    back = corners[:, None, :2] + shares * (corners[:, None, 2:] - corners[:, None, :2])
+    back = corners[:, None, :2] + fractions * (corners[:, None, 2:] - corners[:, None, :2])
     np.testing.assert_allclose(back.numpy(), landmarks, atol=2e-3)
 
 
-def test_a_box_without_extent_maps_landmarks_pixel_for_size():
+def test_box_without_extent_counts_as_one_pixel():
     landmarks = np.full((1, 68, 2), (31.0, 22.0))
-    places = crop_landmarks(landmarks, np.array([[30, 20, 30, 20]]), 112)
-    np.testing.assert_array_equal(places[0, 0], [112, 224])
+    points = crop_landmarks(landmarks, np.array([[30, 20, 30, 20]]), 112)
+    np.testing.assert_array_equal(points[0, 0], [112, 224])
 
 
-def test_boxes_hold_the_landmarks_and_no_more():
+def test_boxes_bound_the_landmarks():
     landmarks = np.random.default_rng(10).uniform(0, 100, (3, 68, 2))
     landmarks[1, 7] = np.nan
     boxes = landmark_boxes(landmarks)

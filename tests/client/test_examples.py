@@ -13,7 +13,7 @@ from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 
 
-def example(name: str, *arguments: object, server: LocalServer) -> str:
+def run_example(name: str, *arguments: object, server: LocalServer) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"examples.{name}", *map(str, arguments)],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},
@@ -26,24 +26,24 @@ def example(name: str, *arguments: object, server: LocalServer) -> str:
 
 
 def test_change_one_import(server: LocalServer):
-    said = example("change_one_import", server=server)
-    assert "HOG features (1, 5408) float32" in said
+    output = run_example("change_one_import", server=server)
+    assert "HOG features (1, 5408) float32" in output
 
 
 def test_many_callers(server: LocalServer):
-    said = example("many_callers", server=server)
-    assert "1 callers: cancelled" in said
-    assert "face 1" not in said
-    assert "5 callers: non-finite landmark" in said
-    assert "44 callers: answered" in said
+    output = run_example("many_callers", server=server)
+    assert "1 callers: cancelled" in output
+    assert "face 1" not in output
+    assert "5 callers: non-finite landmark" in output
+    assert "44 callers: answered" in output
 
 
 def test_pose_over_time_of_the_film(server: LocalServer, tmp_path: Path):
-    example("make_film", tmp_path, server=server)
-    said = example(
+    run_example("make_film", tmp_path, server=server)
+    output = run_example(
         "pose_over_time", tmp_path / "film.avi", tmp_path / "film.csv", tmp_path / "pose.png", server=server
     )
-    assert "99 of 100 rows have features" in said
+    assert "99 of 100 rows have features" in output
     assert matplotlib.image.imread(tmp_path / "pose.png").std() > 0.05
 
 

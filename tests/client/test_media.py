@@ -1,4 +1,4 @@
-"""Images and frames of videos, written by the tests themselves."""
+"""Reading images and video frames, from files that the tests write."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ from triton_face_client.video import media
 from triton_face_client.video.media import FrameReader, MediaError, find_media, is_image
 
 ORIENTATION = 0x0112
-"""The EXIF tag; 6 means that the camera was held upright, turned a quarter to the right."""
+"""The EXIF tag; the value 6 means that viewers rotate the image by 90 degrees clockwise."""
 
 
 def write_video(path: Path, count: int, size: tuple[int, int] = (64, 48), first: int = 0) -> Path:
@@ -28,7 +28,7 @@ def write_video(path: Path, count: int, size: tuple[int, int] = (64, 48), first:
 
 
 def number_of(frame: np.ndarray) -> int:
-    """Tell the number of a frame of `write_video`."""
+    """Return the number of a frame of `write_video`."""
     return round(float(frame[..., 0].mean()) / 8)
 
 
@@ -37,13 +37,13 @@ def write_image(path: Path, value: int = 0) -> Path:
     return path
 
 
-def read_one(path: Path, turned: bool = False) -> np.ndarray:
-    with FrameReader([path], turned) as reader:
+def read_one(path: Path, apply_exif: bool = False) -> np.ndarray:
+    with FrameReader([path], apply_exif) as reader:
         return reader.read(None, 0)
 
 
-def refusal(files: list[Path], source: str | None = None, frame: int = 0) -> str:
-    """Read a frame that is refused and return the message, a single line."""
+def read_error(files: list[Path], source: str | None = None, frame: int = 0) -> str:
+    """Read a frame that raises MediaError; return its message of one line."""
     with pytest.raises(MediaError) as caught, FrameReader(files, False) as reader:
         reader.read(source, frame)
     assert "\n" not in str(caught.value)
@@ -53,7 +53,7 @@ def refusal(files: list[Path], source: str | None = None, frame: int = 0) -> str
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_its_images_in_natural_order(tmp_path: Path):
+def test_folder_gives_images_in_natural_order(tmp_path: Path):
     names = [
         "frame10.PNG",
         "frame2.png",
@@ -72,7 +72,7 @@ def test_a_folder_gives_its_images_in_natural_order(tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_files_are_kept_in_the_order_given(tmp_path: Path):
+def test_keeps_the_order_of_given_files(tmp_path: Path):
     (tmp_path / "images").mkdir()
     inside, last, first = (tmp_path / name for name in ("images/x.png", "a.png", "clip.avi"))
     for file in (inside, last, first):
@@ -80,7 +80,7 @@ def test_files_are_kept_in_the_order_given(tmp_path: Path):
     assert find_media([str(first), tmp_path / "images", last]) == [first, inside, last]
 
 
-def test_missing_files_and_folders_without_images_are_named(tmp_path: Path):
+def test_names_missing_files_and_folders_without_images(tmp_path: Path):
     (tmp_path / "clip.avi").touch()
     with pytest.raises(MediaError, match="nothing.png does not exist"):
         find_media([tmp_path / "nothing.png"])
@@ -88,7 +88,7 @@ def test_missing_files_and_folders_without_images_are_named(tmp_path: Path):
         find_media([tmp_path])
 
 
-def test_suffixes_tell_images(tmp_path: Path):
+def test_image_suffixes_are_case_insensitive(tmp_path: Path):
     assert is_image(Path("a.JPEG"))
     assert not is_image(Path("a.avi"))
 
@@ -96,9 +96,9 @@ def test_suffixes_tell_images(tmp_path: Path):
 # --- videos -------------------------------------------------------------------------------------
 
 
-def test_frames_are_rgb_whatever_the_order(tmp_path: Path):
+def test_reads_rgb_frames_in_any_order(tmp_path: Path):
     video = write_video(tmp_path / "clip.avi", 12)
-    with FrameReader([video], turned=True) as reader:
+    with FrameReader([video], apply_exif=True) as reader:
         for number in (0, 1, 5, 5, 11, 3, 3, 4, 0):
             frame = reader.read(None, number)
             assert frame.shape == (48, 64, 3)
@@ -107,14 +107,14 @@ def test_frames_are_rgb_whatever_the_order(tmp_path: Path):
             assert abs(frame[..., 2].mean() - 200) < 4
 
 
-def test_a_single_video_serves_whatever_the_table_calls_it(tmp_path: Path):
+def test_single_video_matches_any_name(tmp_path: Path):
     video = write_video(tmp_path / "clip.avi", 3)
     with FrameReader([video], False) as reader:
         assert number_of(reader.read("/elsewhere/recording.mp4", 2)) == 2
         assert number_of(reader.read(None, 1)) == 1
 
 
-def test_several_videos_are_told_by_their_names(tmp_path: Path):
+def test_selects_one_of_several_videos_by_name(tmp_path: Path):
     one = write_video(tmp_path / "one.avi", 5)
     two = write_video(tmp_path / "two.avi", 5, first=10)
     picture = write_image(tmp_path / "three.png", 7)
@@ -125,7 +125,7 @@ def test_several_videos_are_told_by_their_names(tmp_path: Path):
         assert number_of(reader.read("one.avi", 4)) == 4
 
 
-def test_a_frame_of_many_faces_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_reads_a_frame_with_several_faces_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     video = write_video(tmp_path / "clip.avi", 4)
     picture = write_image(tmp_path / "a.png")
     opened = []
@@ -134,23 +134,23 @@ def test_a_frame_of_many_faces_is_read_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cv2, "VideoCapture", lambda name: (opened.append(Path(name)), capture(name))[1])
     with FrameReader([video, picture], False) as reader:
         for frame in (0, 0, 2, 2, 3):
-            kept = reader.read("clip.avi", frame)
-        assert reader.read("clip.avi", 3) is kept
-        # py-feat numbers images through: the frame of an image does not matter.
+            cached = reader.read("clip.avi", frame)
+        assert reader.read("clip.avi", 3) is cached
+        # py-feat numbers images consecutively; the reader ignores an image's frame.
         assert reader.read("a.png", 4) is reader.read("a.png", 5)
     assert opened == [video, picture]
 
 
-def test_kept_frames_cannot_be_written_to(tmp_path: Path):
+def test_frames_are_read_only(tmp_path: Path):
     with pytest.raises(ValueError, match="read-only"):
         read_one(write_video(tmp_path / "clip.avi", 1))[0] = 0
     with pytest.raises(ValueError, match="read-only"):
         read_one(write_image(tmp_path / "a.png"))[0] = 0
 
 
-def test_a_frame_past_the_end_is_refused_and_the_reader_goes_on(tmp_path: Path):
+def test_frame_past_the_end_is_an_error_and_the_reader_stays_usable(tmp_path: Path):
     video = write_video(tmp_path / "clip.avi", 6)
-    assert refusal([video], frame=9) == f"{video} has 6 frames, frame 9 is not among them"
+    assert read_error([video], frame=9) == f"{video} has 6 frames, frame 9 is not among them"
     with FrameReader([video], False) as reader:
         for frame in (6, 9):
             with pytest.raises(MediaError, match=f"has 6 frames, frame {frame} is not"):
@@ -160,7 +160,7 @@ def test_a_frame_past_the_end_is_refused_and_the_reader_goes_on(tmp_path: Path):
         assert number_of(reader.read(None, 5)) == 5
 
 
-def test_a_video_is_closed_in_the_end(tmp_path: Path):
+def test_closes_the_video_at_the_end(tmp_path: Path):
     with FrameReader([write_video(tmp_path / "clip.avi", 2)], False) as reader:
         reader.read(None, 0)
         capture = reader._video._capture
@@ -168,36 +168,36 @@ def test_a_video_is_closed_in_the_end(tmp_path: Path):
     assert not capture.isOpened()
 
 
-def test_what_is_neither_video_nor_image_is_named(tmp_path: Path):
+def test_names_a_file_that_is_neither_video_nor_image(tmp_path: Path):
     text = tmp_path / "notes.txt"
     text.write_text("no video")
-    message = refusal([text])
+    message = read_error([text])
     assert f"{text} is neither a video" in message
     assert "jpeg" in message
-    assert "gone.mp4 is not a file" in refusal([tmp_path / "gone.mp4"])
+    assert "gone.mp4 is not a file" in read_error([tmp_path / "gone.mp4"])
 
 
-# --- which image --------------------------------------------------------------------------------
+# --- choice of the file --------------------------------------------------------------------------------
 
 
-def test_images_are_numbered_without_names(tmp_path: Path):
+def test_reads_images_by_index_without_names(tmp_path: Path):
     files = [write_image(tmp_path / f"{name}.png", value) for value, name in enumerate("cab")]
     with FrameReader(files, False) as reader:
         assert [reader.read(None, frame).max() for frame in (0, 2, 1)] == [0, 2, 1]
     for frame in (3, -1):
-        message = refusal(files, frame=frame)
+        message = read_error(files, frame=frame)
         assert f"frame {frame}" in message
         assert "3 images" in message
 
 
 @pytest.mark.parametrize("folder", ["", "/elsewhere/", "C:\\Users\\me\\"])
-def test_images_are_told_by_name_not_by_number(tmp_path: Path, folder: str):
+def test_reads_images_by_name_rather_than_index(tmp_path: Path, folder: str):
     files = [write_image(tmp_path / f"{name}.png", value) for value, name in enumerate("cab")]
     with FrameReader(files, False) as reader:
         assert reader.read(f"{folder}b.png", 0).max() == 2
 
 
-def test_the_same_path_comes_before_the_same_name(tmp_path: Path):
+def test_same_path_takes_precedence_over_same_name(tmp_path: Path):
     files = []
     for value, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
@@ -205,29 +205,29 @@ def test_the_same_path_comes_before_the_same_name(tmp_path: Path):
     with FrameReader(files, False) as reader:
         assert reader.read(str(files[1]), 0).max() == 1
         assert reader.read(str(files[0]), 0).max() == 0
-    message = refusal(files, "face.png")
+    message = read_error(files, "face.png")
     assert all(str(file) in message for file in files)
 
 
-def test_one_file_given_twice_is_still_one(tmp_path: Path):
+def test_file_given_twice_matches_once(tmp_path: Path):
     file = write_image(tmp_path / "face.png", 9)
     with FrameReader([file, file], False) as reader:
         assert reader.read("face.png", 0).max() == 9
 
 
-def test_names_that_are_not_among_the_files_are_refused(tmp_path: Path):
+def test_names_a_file_that_is_not_given(tmp_path: Path):
     files = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")]
-    assert "the table names c.png, which is not among the 2 files" in refusal(files, "c.png")
+    assert "the table names c.png, which is not among the 2 given files" in read_error(files, "c.png")
 
 
 def test_a_video_among_images_needs_names(tmp_path: Path):
     files = [write_image(tmp_path / "a.png"), write_video(tmp_path / "clip.avi", 2)]
-    message = refusal(files)
+    message = read_error(files)
     assert "clip.avi is a video among 2 files" in message
     assert "input" in message
 
 
-def test_no_file_at_all_is_refused():
+def test_rejects_an_empty_list_of_files():
     with pytest.raises(MediaError, match="no image and no video"):
         FrameReader([], False)
 
@@ -236,27 +236,27 @@ def test_no_file_at_all_is_refused():
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff"])
-def test_a_photograph_comes_back(tmp_path: Path, suffix: str):
+def test_reads_lossless_images_exactly(tmp_path: Path, suffix: str):
     photo = astronaut()[:90, :120]
     Image.fromarray(photo).save(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(read_one(tmp_path / f"a.{suffix}"), photo)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
-def test_a_compressed_photograph_comes_back_nearly(tmp_path: Path, suffix: str):
+def test_reads_lossy_images_approximately(tmp_path: Path, suffix: str):
     photo = astronaut()[:90, :120]
     Image.fromarray(photo).save(tmp_path / f"a.{suffix}", quality=95)
     assert np.abs(read_one(tmp_path / f"a.{suffix}") - photo.astype(float)).mean() < 4
 
 
-def test_alpha_is_left_out_and_not_blended(tmp_path: Path):
+def test_drops_alpha_without_blending(tmp_path: Path):
     photo = np.random.default_rng(13).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     photo[:4, :, 3] = 0
     Image.fromarray(photo, "RGBA").save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_one(tmp_path / "a.png"), photo[..., :3])
 
 
-def test_grey_becomes_three_equal_channels(tmp_path: Path):
+def test_grey_gives_three_equal_channels(tmp_path: Path):
     grey = np.random.default_rng(14).integers(0, 256, (9, 7), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(np.stack([grey, 255 - grey], axis=-1), "LA").save(tmp_path / "alpha.png")
@@ -265,67 +265,67 @@ def test_grey_becomes_three_equal_channels(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_of_grey_keep_the_high_byte(tmp_path: Path, suffix: str):
+def test_16_bit_grey_keeps_the_high_byte(tmp_path: Path, suffix: str):
     deep = np.array([[0, 255, 256, 0x7FFF], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
     expected = np.repeat((deep // 256).astype(np.uint8)[..., None], 3, axis=2)
     np.testing.assert_array_equal(read_one(tmp_path / f"a.{suffix}"), expected)
 
 
-def test_16_bits_of_colour_keep_the_high_byte(tmp_path: Path):
+def test_16_bit_colour_keeps_the_high_byte(tmp_path: Path):
     deep = np.random.default_rng(15).integers(0, 2**16, (5, 6, 3)).astype(np.uint16)
     assert cv2.imwrite(str(tmp_path / "a.png"), deep)
     np.testing.assert_array_equal(read_one(tmp_path / "a.png"), deep[..., ::-1] // 256)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_32_bits_are_refused(tmp_path: Path, dtype: type):
+def test_rejects_32_bit_images(tmp_path: Path, dtype: type):
     Image.fromarray(np.ones((4, 5), dtype=dtype)).save(tmp_path / "a.tif")
-    assert "32 bits" in refusal([tmp_path / "a.tif"])
+    assert "32 bits" in read_error([tmp_path / "a.tif"])
 
 
-def test_exif_turns_only_where_the_table_was_turned(tmp_path: Path):
+def test_applies_exif_orientation_only_on_request(tmp_path: Path):
     photo = np.random.default_rng(16).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_one(tmp_path / "a.png", turned=False), photo)
-    np.testing.assert_array_equal(read_one(tmp_path / "a.png", turned=True), np.rot90(photo, -1))
+    np.testing.assert_array_equal(read_one(tmp_path / "a.png", apply_exif=False), photo)
+    np.testing.assert_array_equal(read_one(tmp_path / "a.png", apply_exif=True), np.rot90(photo, -1))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_every_orientation_is_undone_once(tmp_path: Path, suffix: str, orientation: int):
+def test_undoes_each_exif_orientation_once(tmp_path: Path, suffix: str, orientation: int):
     photo = np.random.default_rng(16).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(photo).save(tmp_path / f"a.{suffix}", exif=exif)
     with Image.open(tmp_path / f"a.{suffix}") as image:
         expected = np.array(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(read_one(tmp_path / f"a.{suffix}", turned=True), expected)
+    np.testing.assert_array_equal(read_one(tmp_path / f"a.{suffix}", apply_exif=True), expected)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
 @pytest.mark.parametrize("part", [0, 0.2, 0.6, 0.95])
-def test_an_image_that_is_cut_off_is_refused(tmp_path: Path, suffix: str, part: float):
+def test_rejects_truncated_images(tmp_path: Path, suffix: str, part: float):
     file = tmp_path / f"a.{suffix}"
     Image.fromarray(astronaut()[:90, :120]).save(file)
     file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
-    assert f"cannot read {file}: " in refusal([file])
+    assert f"cannot read {file}: " in read_error([file])
 
 
-def test_a_missing_image_is_named(tmp_path: Path):
-    assert "No such file" in refusal([tmp_path / "gone.png"])
+def test_names_a_missing_image(tmp_path: Path):
+    assert "No such file" in read_error([tmp_path / "gone.png"])
 
 
-def test_an_absurdly_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rejects_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert "cannot read" in refusal([write_image(tmp_path / "a.png")])
+    assert "cannot read" in read_error([write_image(tmp_path / "a.png")])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_does_not_end_the_run(tmp_path: Path):
-    """Whatever the bytes, there is an image or a message."""
+def test_damaged_exif_gives_an_image_or_an_error_message(tmp_path: Path):
+    """Any other exception would end a run."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     whole = io.BytesIO()
@@ -336,16 +336,16 @@ def test_damaged_exif_does_not_end_the_run(tmp_path: Path):
         damaged[place] ^= 0xFF
         (tmp_path / "a.jpg").write_bytes(damaged)
         try:
-            assert sorted(read_one(tmp_path / "a.jpg", turned=True).shape) == [3, 4, 6]
+            assert sorted(read_one(tmp_path / "a.jpg", apply_exif=True).shape) == [3, 4, 6]
         except MediaError as error:
             assert "cannot read" in str(error)  # noqa: PT017
 
 
-# --- what is not installed ----------------------------------------------------------------------
+# --- missing packages ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("module", "name"), [("cv2", "clip.avi"), ("PIL", "a.png")])
-def test_what_to_install_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str):
+def test_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str):
     (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install 'triton-face-client[run]'" in refusal([tmp_path / name])
+    assert "pip install 'triton-face-client[run]'" in read_error([tmp_path / name])

@@ -1,11 +1,10 @@
-"""A small film of the demo's photograph, and the table that OpenFace would have made of it."""
+"""A short film of the demo's photograph and its landmark table in OpenFace's format."""
 
 from pathlib import Path
 
 import numpy as np
 
-from examples.make_film import write_film as write_film_of
-from examples.make_film import write_openface_table
+from examples import make_film
 
 FRAMES = 12
 FAILED_ROW, NAN_ROW, FLAT_ROW = 3, 7, 9
@@ -13,12 +12,12 @@ FAILED_ROW, NAN_ROW, FLAT_ROW = 3, 7, 9
 
 def write_film(folder: Path) -> np.ndarray:
     """Write ``film.avi``; return the landmarks ``[FRAMES, 68, 2]`` in it."""
-    return write_film_of(folder / "film.avi", FRAMES)
+    return make_film.write_film(folder / "film.avi", FRAMES)
 
 
 def write_table(path: Path, landmarks: np.ndarray) -> None:
-    """Write a table with one frame that failed, one with a NaN and one face on a line."""
+    """Write a table with three invalid rows: no detected face, a NaN, and all landmarks on a line."""
     points = landmarks.copy()
     points[NAN_ROW, 5, 1] = np.nan
     points[FLAT_ROW, :, 1] = 100
-    write_openface_table(path, points, lost_frame=FAILED_ROW)
+    make_film.write_openface_table(path, points, frame_without_face=FAILED_ROW)

@@ -1,4 +1,4 @@
-"""The command `triton-face`: it only reads arguments, calls what does the work, and reports."""
+"""The command `triton-face`: parse arguments, call the command's module, print its report."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from triton_face_client.async_client import AsyncFaceFeatureClient
-from triton_face_client.cli import arguments as command_line
+from triton_face_client.cli import arguments
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.errors import FaceServiceError
 from triton_face_client.requests.retry import Retry
@@ -18,65 +18,68 @@ from triton_face_client.video.media import find_media
 BAD_INPUT = 3
 NO_SERVICE = 4
 INTERRUPTED = 130
-"""As shells have it for a command that Ctrl-C has ended."""
+"""The shells' exit code for a command that Ctrl-C ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code (`arguments.EXIT_CODES`)."""
-    given = command_line.parser().parse_args(argv)
+    options = arguments.parser().parse_args(argv)
     try:
-        report, text = COMMANDS[given.command](given)
+        report, text = COMMANDS[options.command](options)
     except FaceServiceError as error:
-        return _failed(given, f"{error.message()}{_what_is_kept(given)}", NO_SERVICE)
-    # Every file, table and setting that cannot be used is a ValueError with one line.
+        return _report_error(options, f"{error.message()}{_resume_hint(options)}", NO_SERVICE)
+    # Unusable files, tables and settings raise a ValueError with a message of one line.
     except (ValueError, OSError) as error:
-        return _failed(given, str(error), BAD_INPUT)
+        return _report_error(options, str(error), BAD_INPUT)
     except ImportError as error:
-        return _failed(given, f"{error}: {INSTALL[given.command]}", BAD_INPUT)
+        return _report_error(options, f"{error}: {INSTALL[options.command]}", BAD_INPUT)
     except KeyboardInterrupt:
-        return _failed(given, f"interrupted{_what_is_kept(given)}", INTERRUPTED)
-    print(json.dumps(dataclasses.asdict(report)) if given.json else text)
+        return _report_error(options, f"interrupted{_resume_hint(options)}", INTERRUPTED)
+    print(json.dumps(dataclasses.asdict(report)) if options.json else text)
     return 0
 
 
-def _info(given: argparse.Namespace) -> tuple[Any, str]:
+# Each function imports its command's module, because the commands need different extras.
+
+
+def _info(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.info import as_text, info
 
-    with _client(given) as client:
+    with _client(options) as client:
         report = info(client)
     return report, as_text(report)
 
 
-def _run(given: argparse.Namespace) -> tuple[Any, str]:
-    # Here and not above, as in the other commands: each needs an extra of its own.
+def _run(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.run import as_text, run
 
-    cropping = command_line.cropping(given)
-    with _client(given) as client:
-        report = run(client, find_media(given.media), given.landmarks, given.out, given.restart, cropping)
+    media, cropping = options.media, arguments.cropping(options)
+    with _client(options) as client:
+        report = run(client, find_media(media), options.landmarks, options.out, options.restart, cropping)
     return report, as_text(report)
 
 
-def _plot(given: argparse.Namespace) -> tuple[Any, str]:
+def _plot(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.plot import as_text, plot
 
-    cropping = command_line.cropping(given)
-    with _client(given) as client:
-        report = plot(
-            client, find_media(given.media), given.landmarks, given.out, given.count, given.rows, cropping
-        )
+    cropping = arguments.cropping(options)
+    with _client(options) as client:
+        media = find_media(options.media)
+        report = plot(client, media, options.landmarks, options.out, options.count, options.rows, cropping)
     return report, as_text(report)
 
 
-def _bench(given: argparse.Namespace) -> tuple[Any, str]:
+def _bench(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.bench import Load, as_text, bench
 
+    load = Load(options.seconds, options.batch, options.concurrency, options.rate)
+
     async def measure() -> Any:
-        settings = _settings(given) | {"batch_size": given.batch, "retry": Retry(seconds=0)}
+        settings = _client_settings(options) | {"batch_size": options.batch, "retry": Retry(seconds=0)}
         async with AsyncFaceFeatureClient(**settings) as client:
-            if given.wait:
-                await client.wait_until_ready(given.wait)
-            return await bench(client, Load(given.seconds, given.batch, given.concurrency, given.rate))
+            if options.wait:
+                await client.wait_until_ready(options.wait)
+            return await bench(client, load)
 
     report = asyncio.run(measure())
     return report, as_text(report)
@@ -92,38 +95,38 @@ INSTALL = {
 }
 
 
-def _client(given: argparse.Namespace) -> FaceFeatureClient:
-    client = FaceFeatureClient(**_settings(given))
-    if given.wait:
-        client.wait_until_ready(given.wait)
+def _client(options: argparse.Namespace) -> FaceFeatureClient:
+    client = FaceFeatureClient(**_client_settings(options))
+    if options.wait:
+        client.wait_until_ready(options.wait)
     return client
 
 
-def _settings(given: argparse.Namespace) -> dict[str, Any]:
+def _client_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "url": command_line.urls(given),
-        "tls": command_line.tls(given),
-        "headers": dict(given.header),
-        "timeout": given.timeout,
-        "retry": Retry(seconds=given.retry),
-        "shm": given.shm,
+        "url": arguments.urls(options),
+        "tls": arguments.tls(options),
+        "headers": dict(options.header),
+        "timeout": options.timeout,
+        "retry": Retry(seconds=options.retry),
+        "shm": options.shm,
     }
 
 
-def _what_is_kept(given: argparse.Namespace) -> str:
-    """Say that an unfinished run can go on, where it can."""
-    if given.command != "run":
+def _resume_hint(options: argparse.Namespace) -> str:
+    """Return how to resume an unfinished run, or an empty string if there is none."""
+    if options.command != "run":
         return ""
     from triton_face_client.video.feature_files import parts_folder
 
-    folder = parts_folder(given.out)
-    command = "without --restart the command" if given.restart else "the same command"
-    return f"; what is done is kept in {folder}, {command} goes on there" * folder.exists()
+    folder = parts_folder(options.out)
+    command = "the command without --restart" if options.restart else "the same command"
+    return f"; {folder} keeps the finished rows: run {command} again to resume" * folder.exists()
 
 
-def _failed(given: argparse.Namespace, message: str, code: int) -> int:
+def _report_error(options: argparse.Namespace, message: str, code: int) -> int:
     line = " ".join(message.split())
-    if given.json:
+    if options.json:
         print(json.dumps({"error": line, "exit_code": code}))
-    print(f"triton-face {given.command}: {line}", file=sys.stderr)
+    print(f"triton-face {options.command}: {line}", file=sys.stderr)
     return code

@@ -1,16 +1,18 @@
-"""`triton-face bench`: a quick load, closed or open loop, with percentiles.
+"""`triton-face bench`: a short load test, closed or open loop, with latency percentiles.
 
-Closed loop: so many requests are always under way; the next one starts when one ends, so a slow server is
-asked less often. Open loop: requests come at a rate whatever becomes of the others, at random moments as
-independent callers would (a Poisson process); a request's latency counts from the moment it was due, or the
-waits that an overloaded server causes would not show ("coordinated omission", G. Tene).
+Closed loop: a fixed number of requests is in flight; the next one starts when one ends, so a slow server
+receives fewer requests. Open loop: requests start at a fixed mean rate, at the random times of independent
+callers (a Poisson process), whether or not earlier requests have ended. Its latencies count from the
+scheduled start; otherwise they would omit the delays that an overloaded server causes ("coordinated
+omission", G. Tene).
 """
 
 import asyncio
 import collections
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +20,29 @@ from triton_face_client.async_client import AsyncFaceFeatureClient
 from triton_face_client.errors import FaceServiceError
 from triton_face_client.sample_faces import sample_faces
 
-Ask = Callable[[float], Awaitable[None]]
+SendRequest = Callable[[float], Coroutine[Any, Any, None]]
+"""Send one request; the argument is its scheduled start."""
 
 PERCENTILES = (50, 90, 95, 99)
 
-MOST_WAITING = 1000
-"""Requests of an open loop under way; beyond it the server is hopelessly behind, and they count as failed."""
+MAX_IN_FLIGHT = 1000
+"""An open loop with this many requests in flight does not send further ones and counts them as failed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """A load to put on the server.
+    """Settings of a load.
 
     Attributes
     ----------
     seconds : float
-        How long requests are started.
+        Duration in which requests start.
     batch : int
-        Faces a request.
+        Faces per request.
     concurrency : int
-        Requests under way in a closed loop.
+        Requests in flight in a closed loop.
     rate : float or None
-        Faces a second of an open loop; None for a closed one.
+        Faces per second in an open loop; None for a closed loop.
     """
 
     seconds: float
@@ -50,30 +53,30 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What came of it.
+    """The measurements of a load.
 
     Attributes
     ----------
     loop : str
         "closed" or "open".
     batch : int
-        Faces a request.
+        Faces per request.
     concurrency : int or None
-        Of a closed loop.
+        Requests in flight; None for an open loop.
     rate : float or None
-        Faces a second asked for, of an open loop.
+        Scheduled faces per second; None for a closed loop.
     seconds : float
-        From the first request to the last answer.
+        Time from the first request to the last response.
     due : int
-        Requests started; of an open loop, those whose random moments fell into the time.
+        Scheduled requests.
     requests : int
-        Answered.
+        Successful requests.
     failed : dict of str to int
-        Not answered, by gRPC status.
+        Number of failed requests by gRPC status.
     faces_a_second : float
-        Answered.
+        Faces per second in successful requests.
     latency_ms : dict of str to float
-        Percentiles and the largest, milliseconds; empty without an answer.
+        Percentiles and maximum, milliseconds; empty without a successful request.
     """
 
     loop: str
@@ -89,27 +92,27 @@ class LoadReport:
 
 
 async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
-    """Put a load on the server: made-up faces, uint8 crops, HOG and POSE.
+    """Load the server with generated faces: uint8 crops, outputs HOG and POSE.
 
     Parameters
     ----------
     client : AsyncFaceFeatureClient
-        With a `batch_size` that takes a request's faces at once, and a `Retry` of 0 seconds: what is
-        measured is a request, not the client's patience.
+        A client whose `batch_size` is at least `load.batch` and whose `Retry` has 0 seconds, so that one call
+        is one request.
     load : Load
-        The load.
+        Settings of the load.
 
     Raises
     ------
     FaceServiceError
-        When the server does not answer before the load starts.
+        If the server does not respond before the load starts.
     """
     faces = sample_faces(load.batch)
     await client.features(*faces)
     latencies: list[float] = []
     failed: collections.Counter[str] = collections.Counter()
 
-    async def ask(due: float) -> None:
+    async def send_request(due: float) -> None:
         try:
             await client.features(*faces)
         except FaceServiceError as error:
@@ -119,9 +122,10 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
 
     start = time.perf_counter()
     if load.rate is None:
-        await _closed_loop(ask, start + load.seconds, load.concurrency)
+        await _closed_loop(send_request, start + load.seconds, load.concurrency)
     else:
-        await _open_loop(ask, start, load, failed)
+        end = start + load.seconds
+        await _open_loop(send_request, start, end, load.rate / load.batch, failed)
     elapsed = time.perf_counter() - start
     return LoadReport(
         loop="closed" if load.rate is None else "open",
@@ -138,50 +142,52 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
 
 
 def as_text(report: LoadReport) -> str:
-    """Lay a report out as a few lines."""
-    how = (
-        f"{report.concurrency} requests at a time"
+    """Format a report as a few lines."""
+    load = (
+        f"{report.concurrency} requests in flight"
         if report.rate is None
-        else f"{report.rate:g} faces/s at random moments"
+        else f"{report.rate:g} faces/s at random times"
     )
     failed = ", ".join(f"{count} {status}" for status, count in report.failed.items()) or "none"
     latency = "   ".join(f"{name} {value:.2f}" for name, value in report.latency_ms.items())
     return "\n".join(
         [
-            f"{report.loop} loop, {how}, {report.batch} faces each, {report.seconds:.1f} s",
-            f"answered     {report.requests} of {report.due} requests, {report.faces_a_second:.1f} faces/s",
+            f"{report.loop} loop, {load}, {report.batch} faces each, {report.seconds:.1f} s",
+            f"successful   {report.requests} of {report.due} requests, {report.faces_a_second:.1f} faces/s",
             f"failed       {failed}",
             f"latency, ms  {latency or '-'}",
         ]
     )
 
 
-async def _closed_loop(ask: Ask, end: float, concurrency: int) -> None:
+async def _closed_loop(send_request: SendRequest, end: float, concurrency: int) -> None:
     async def worker() -> None:
         while (now := time.perf_counter()) < end:
-            await ask(now)
+            await send_request(now)
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
 
 
-async def _open_loop(ask: Ask, start: float, load: Load, failed: collections.Counter[str]) -> None:
-    waiting: set[asyncio.Task[None]] = set()
-    async for due in _arrivals(start, load):
-        if time.perf_counter() > start + load.seconds or len(waiting) >= MOST_WAITING:
+async def _open_loop(
+    send_request: SendRequest, start: float, end: float, rate: float, failed: collections.Counter[str]
+) -> None:
+    in_flight: set[asyncio.Task[None]] = set()
+    async for due in _arrivals(start, end, rate):
+        if time.perf_counter() > end or len(in_flight) >= MAX_IN_FLIGHT:
             failed["NOT_SENT"] += 1
             continue
-        task = asyncio.create_task(ask(due))
-        waiting.add(task)
-        task.add_done_callback(waiting.discard)
-    await asyncio.gather(*waiting)
+        task = asyncio.create_task(send_request(due))
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
+    await asyncio.gather(*in_flight)
 
 
-async def _arrivals(start: float, load: Load) -> AsyncIterator[float]:
-    """Give the moments at which requests are due, when they are."""
+async def _arrivals(start: float, end: float, rate: float) -> AsyncIterator[float]:
+    """Yield the scheduled start of each request at that time; `rate` is in requests per second."""
     generator = np.random.default_rng(0)
     due = start
-    while (due := due + generator.exponential(load.batch / load.rate)) < start + load.seconds:
-        # Also when late: the answers need their turn of the event loop.
+    while (due := due + generator.exponential(1 / rate)) < end:
+        # Sleep even when late, because responses are handled on the same event loop.
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         yield due
 

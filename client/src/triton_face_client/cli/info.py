@@ -1,4 +1,4 @@
-"""`triton-face info`: the server, its models, and how they have been doing."""
+"""`triton-face info`: show the server, its models and their statistics."""
 
 import dataclasses
 from typing import Any
@@ -18,21 +18,21 @@ class ModelInfo:
     Attributes
     ----------
     name, version : str
-        As the server has them.
+        Name and version on the server.
     ready : bool
-        Whether it answers.
+        Whether the model is ready.
     batch_size : int
-        Most faces of a request.
+        Maximum number of faces per request.
     inputs, outputs : list of str
         Name, type and shape of each tensor; N is the number of faces, -1 any length.
     requests, failed : int
-        Requests answered, and those that were refused or failed.
+        Successful requests, and rejected or failed ones.
     faces : int
-        Faces in the answered requests.
+        Faces in the successful requests.
     faces_an_execution : float or None
-        Faces that dynamic batching put together, on average; None before the first.
+        Mean number of faces per dynamic batch; None before the first batch.
     queue_ms, compute_ms : float or None
-        Milliseconds a request waited and was computed, on average.
+        Mean queue time and compute time of a request, milliseconds.
     """
 
     name: str
@@ -51,14 +51,14 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ServerInfo:
-    """A server.
+    """A server and its models.
 
     Attributes
     ----------
     address, name, version : str
-        Where and what it is.
+        Address of the gRPC endpoint; name and version of the server.
     ready : bool
-        Whether all of its models are.
+        Whether the server and all of its models are ready.
     models : list of ModelInfo
         The service's models.
     """
@@ -71,12 +71,12 @@ class ServerInfo:
 
 
 def info(client: FaceFeatureClient) -> ServerInfo:
-    """Ask the server about itself.
+    """Query the server's metadata, model configurations and statistics.
 
     Raises
     ------
     FaceServiceError
-        When it does not answer.
+        If the server does not respond.
     """
     connection = client.connection
     options = {"headers": client.headers, "client_timeout": client.timeout}
@@ -94,7 +94,7 @@ def info(client: FaceFeatureClient) -> ServerInfo:
 
 
 def as_text(server: ServerInfo) -> str:
-    """Lay a server out as tables."""
+    """Format the server and its models as tables."""
     lines = [
         f"{server.name} {server.version} at {server.address}, {'ready' if server.ready else 'NOT READY'}",
         "",
@@ -108,7 +108,7 @@ def as_text(server: ServerInfo) -> str:
             f"{model.failed:>7} {model.faces:>9}  {per_execution:>15}  {queue:>8}  {compute:>10}"
         )
     for model in server.models:
-        lines += ["", f"{model.name}, at most {model.batch_size} faces a request"]
+        lines += ["", f"{model.name}, at most {model.batch_size} faces per request"]
         lines += [f"  in   {tensor}" for tensor in model.inputs]
         lines += [f"  out  {tensor}" for tensor in model.outputs]
     return "\n".join(lines)
@@ -139,15 +139,15 @@ def _tensor(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput) 
 
 
 def _figures(statistics: service_pb2.ModelStatistics) -> dict[str, Any]:
-    done = statistics.inference_stats
-    computed = done.compute_input.ns + done.compute_infer.ns + done.compute_output.ns
+    stats = statistics.inference_stats
+    compute_ns = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
     return {
-        "requests": done.success.count,
-        "failed": done.fail.count,
+        "requests": stats.success.count,
+        "failed": stats.fail.count,
         "faces": statistics.inference_count,
         "faces_an_execution": _ratio(statistics.inference_count, statistics.execution_count),
-        "queue_ms": _ratio(done.queue.ns / 1e6, done.queue.count),
-        "compute_ms": _ratio(computed / 1e6, done.compute_infer.count),
+        "queue_ms": _ratio(stats.queue.ns / 1e6, stats.queue.count),
+        "compute_ms": _ratio(compute_ns / 1e6, stats.compute_infer.count),
     }
 
 

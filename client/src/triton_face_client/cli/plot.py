@@ -1,35 +1,43 @@
-"""`triton-face plot`: look at what the service makes of a table's faces."""
+"""`triton-face plot`: draw the service's results for the faces of a landmark table."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from triton_face_client.client import FaceFeatureClient
-from triton_face_client.plotting.drawing import (
-    MOST_FACES,
-    SheetFace,
-    check_picture_path,
-    draw_face,
-    draw_sheet,
-)
+from triton_face_client.plotting.contact_sheet import MAX_FACES, SheetFace, draw_sheet
+from triton_face_client.plotting.face_figure import draw_face
+from triton_face_client.plotting.picture_files import check_picture_path
 from triton_face_client.requests.model_config import ALIGN_MASK_OUTPUTS
-from triton_face_client.video.face_chunks import BY_LANDMARKS, Cropping, FaceChunk, check_media, read_chunks
-from triton_face_client.video.landmark_tables import FaceTable, read_table
+from triton_face_client.video.crops import Float
+from triton_face_client.video.face_chunks import (
+    DEFAULT_CROPPING,
+    Cropping,
+    FaceChunk,
+    check_media,
+    read_chunks,
+)
+from triton_face_client.video.landmark_tables import LandmarkTable, read_table
 from triton_face_client.video.media import FrameReader, MediaError, is_image
+
+Outputs = Mapping[str, NDArray[Any]]
+"""Output names and one face's row of each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotReport:
-    """What has been drawn.
+    """The outcome of a plot.
 
     Attributes
     ----------
     faces : int
-        Faces in the picture, those refused among them.
+        Faces in the picture, including `refused`.
     refused : int
-        Rows without landmarks, whose image could not be read, or whose face the service refused.
+        Rows without landmarks, with an unreadable image, or with an invalid face.
     out : str
         The picture.
     """
@@ -46,155 +54,159 @@ def plot(
     out: Path,
     count: int,
     rows: Sequence[int] | None,
-    cropping: Cropping = BY_LANDMARKS,
+    cropping: Cropping = DEFAULT_CROPPING,
 ) -> PlotReport:
-    """Draw one face of a landmark table in detail, or many as a contact sheet.
+    """Draw one face of a landmark table in detail, or several as a contact sheet.
 
     Parameters
     ----------
     client : FaceFeatureClient
-        The service.
+        Client of the service.
     media : sequence of Path
-        The table's images or video (`find_media`). If empty, those that the table names, from the current
-        folder or else beside the table.
+        The table's images or video (`find_media`). If empty, the files that the table names, relative to the
+        current folder or the table's folder.
     landmarks : Path
-        The table (`read_table`).
+        The landmark table (`read_table`).
     out : Path
-        The picture, with one of `drawing.SUFFIXES`.
+        The picture, with one of `picture_files.SUFFIXES`.
     count : int
-        Faces to draw, spread evenly over the rows that have one, or over all if none has.
+        Number of faces, spread evenly over the rows with a face, or over all rows if none has a face.
     rows : sequence of int or None
-        These rows of the table, from 0, instead.
+        Rows of the table, from 0, to draw instead.
     cropping : Cropping
-        Which part of the image is a face's crop.
+        Which part of the image becomes the crop.
 
     Raises
     ------
     TableError, MediaError
-        When the table or the media as a whole cannot be used.
+        If the table or all of the media cannot be used.
     ValueError
-        When a row is not in the table, for no or too many faces, or when the picture cannot be written.
+        If the table lacks a row, for no face or too many faces, or if the picture cannot be written.
     FaceServiceError
-        When the service fails.
+        If the service fails.
     """
     check_picture_path(out)
     table = read_table(landmarks)
-    chosen = _spread_rows(table, count) if rows is None else _given_rows(table, rows, landmarks)
-    if not 1 <= len(chosen) <= MOST_FACES:
-        raise ValueError(f"a picture has 1 to {MOST_FACES} faces, not {len(chosen)}")
+    chosen = _spread_rows(table, count) if rows is None else _checked_rows(table, rows, landmarks)
+    if not 1 <= len(chosen) <= MAX_FACES:
+        raise ValueError(f"a picture has 1 to {MAX_FACES} faces, not {len(chosen)}")
     if not media:
-        table, media = _named_media(table, chosen, landmarks)
+        table, media = _find_named_media(table, chosen, landmarks)
     check_media(table, media)
-    with FrameReader(media, table.turned, table.of_one_file) as reader:
+    with FrameReader(media, table.exif_applied, table.names_one_file_at_most) as reader:
         chunk = next(read_chunks(table, reader, chosen, len(chosen), cropping))
-    answers, reasons = _ask(client, chunk, table.landmarks[chosen])
+    outputs, reasons = _compute(client, chunk, table.landmarks[chosen])
     if len(chosen) == 1 and not reasons:
-        _draw_one(out, chunk, table, answers[0])
+        _draw_one(out, chunk, table, outputs[0])
     else:
-        draw_sheet(out, [_sheet_face(place, chunk, table, answers, reasons) for place in range(len(chosen))])
+        faces = [_sheet_face(index, chunk, table, outputs, reasons) for index in range(len(chosen))]
+        draw_sheet(out, faces)
     return PlotReport(faces=len(chosen), refused=len(reasons), out=str(out))
 
 
 def as_text(report: PlotReport) -> str:
-    """Say in a line what has been drawn."""
+    """Format a report as one line."""
     faces = "1 face" if report.faces == 1 else f"{report.faces} faces"
     return f"{report.out}: {faces}" + (f", {report.refused} of them without features" * bool(report.refused))
 
 
-def _spread_rows(table: FaceTable, count: int) -> np.ndarray:
-    candidates = np.flatnonzero(table.found) if table.found.any() else np.arange(len(table.found))
+def _spread_rows(table: LandmarkTable, count: int) -> NDArray[np.int64]:
+    with_face = table.has_face
+    candidates = np.flatnonzero(with_face) if with_face.any() else np.arange(len(with_face))
     count = min(count, len(candidates))
-    # The middle of each of `count` equal parts: the first frames of a video are seldom the interesting ones.
+    # The middle of each of `count` equal parts, because the first frames of a video are often empty.
     return candidates[((np.arange(count) + 0.5) * len(candidates) / max(count, 1)).astype(np.int64)]
 
 
-def _given_rows(table: FaceTable, rows: Sequence[int], landmarks: Path) -> np.ndarray:
-    last = len(table.found) - 1
-    strange = [row for row in rows if not 0 <= row <= last]
-    if strange:
-        raise ValueError(f"{landmarks} has no row {strange[0]}: its rows are 0 to {last}")
+def _checked_rows(table: LandmarkTable, rows: Sequence[int], landmarks: Path) -> NDArray[np.int64]:
+    last = len(table.has_face) - 1
+    missing = [row for row in rows if not 0 <= row <= last]
+    if missing:
+        raise ValueError(f"{landmarks} has no row {missing[0]}: its rows are 0 to {last}")
     return np.array(rows, dtype=np.int64)
 
 
-def _named_media(table: FaceTable, rows: np.ndarray, landmarks: Path) -> tuple[FaceTable, list[Path]]:
-    """Find the files that the table names for `rows`; its sources become their paths."""
+def _find_named_media(
+    table: LandmarkTable, rows: NDArray[np.int64], landmarks: Path
+) -> tuple[LandmarkTable, list[Path]]:
+    """Find the files that the table names for `rows`; replace the table's sources by their paths."""
     sources = [] if table.source is None else [table.source[row] for row in rows]
     names = dict.fromkeys(source for source in sources if source)
     if not names:
-        raise MediaError(f"{landmarks} does not name the images or the video it is of: give them as well")
-    files = {source: _named_file(source, landmarks) for source in names}
+        raise MediaError(f"{landmarks} does not name its images or its video: give them as MEDIA")
+    files = {source: _find_file(source, landmarks) for source in names}
     renamed = [str(files.get(source, source)) for source in table.source or ()]
     return dataclasses.replace(table, source=renamed), list(dict.fromkeys(files.values()))
 
 
-def _named_file(source: str, landmarks: Path) -> Path:
-    beside = landmarks.parent
-    # Tables come from other machines, Windows among them: there the name alone tells.
-    places = (Path(source), beside / source, beside / PureWindowsPath(source).name)
-    found = next((place for place in places if place.is_file()), None)
+def _find_file(source: str, landmarks: Path) -> Path:
+    folder = landmarks.parent
+    # A table from another machine, maybe with Windows' paths, matches by the file's name alone.
+    paths = (Path(source), folder / source, folder / PureWindowsPath(source).name)
+    found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise MediaError(
             f"{landmarks} names {source}, which is neither in the current folder nor beside the table: give "
-            "the images or the video as well"
+            "the images or the video as MEDIA"
         )
     return found
 
 
-def _ask(
-    client: FaceFeatureClient, chunk: FaceChunk, landmarks: np.ndarray
-) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
-    """Return each answered face's outputs, and why the others have none, by their place in the chunk."""
+def _compute(
+    client: FaceFeatureClient, chunk: FaceChunk, landmarks: Float
+) -> tuple[dict[int, Outputs], dict[int, str]]:
+    """Return outputs of the valid faces and reasons of all others, both by index into the chunk's rows."""
     reasons = dict(chunk.reasons)
-    if not len(chunk.cut):
+    if not len(chunk.cropped):
         return {}, reasons
     faces = client.align(chunk.crops, chunk.landmarks, ALIGN_MASK_OUTPUTS, on_invalid="nan")
     features = client.features(chunk.crops, chunk.landmarks, ["HOG"], on_invalid="nan")
-    # The crop is stretched. Pose is a matter of the image's own points, as in py-feat.
-    pose = client.pose(landmarks[chunk.cut].astype(np.float32), on_invalid="nan")
-    outputs = {**faces, **features, "POSE": pose}
-    refused = faces.refused | features.refused
-    answers = {}
-    for i, place in enumerate(chunk.cut.tolist()):
-        if i in refused:
-            reasons[place] = refused[i]
+    # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
+    pose = client.pose(landmarks[chunk.cropped].astype(np.float32), on_invalid="nan")
+    arrays = {**faces, **features, "POSE": pose}
+    invalid = faces.refused | features.refused
+    outputs: dict[int, Outputs] = {}
+    for face, index in enumerate(chunk.cropped.tolist()):
+        if face in invalid:
+            reasons[index] = invalid[face]
         else:
-            answers[place] = {name: values[i] for name, values in outputs.items()}
-    return answers, reasons
+            outputs[index] = {name: values[face] for name, values in arrays.items()}
+    return outputs, reasons
 
 
-def _draw_one(out: Path, chunk: FaceChunk, table: FaceTable, face: Mapping[str, np.ndarray]) -> None:
+def _draw_one(out: Path, chunk: FaceChunk, table: LandmarkTable, face: Outputs) -> None:
     scale, _ = _image_to_crop(table.landmarks[chunk.rows[0]], chunk.landmarks[0])
     draw_face(out, chunk.crops[0], chunk.landmarks[0], face, pixel_aspect=scale[0] / scale[1])
 
 
 def _sheet_face(
-    place: int,
+    index: int,
     chunk: FaceChunk,
-    table: FaceTable,
-    answers: Mapping[int, Mapping[str, np.ndarray]],
+    table: LandmarkTable,
+    outputs: Mapping[int, Outputs],
     reasons: Mapping[int, str],
 ) -> SheetFace:
-    row = int(chunk.rows[place])
-    name = _place_name(chunk.files[place], int(table.frame[row]))
-    cut = np.flatnonzero(chunk.cut == place)
-    if place in reasons:
-        crop = chunk.crops[cut[0]] if len(cut) else None
-        return SheetFace(row, name, crop=crop, reason=reasons[place])
-    face = answers[place]
-    scale, shift = _image_to_crop(table.landmarks[row], chunk.landmarks[cut[0]])
+    row = int(chunk.rows[index])
+    name = _location_name(chunk.files[index], int(table.frame[row]))
+    crop_index = np.flatnonzero(chunk.cropped == index)
+    if index in reasons:
+        crop = chunk.crops[crop_index[0]] if len(crop_index) else None
+        return SheetFace(row, name, crop=crop, reason=reasons[index])
+    face = outputs[index]
+    scale, shift = _image_to_crop(table.landmarks[row], chunk.landmarks[crop_index[0]])
     linear, offset = face["AFFINE"][:, :2], face["AFFINE"][:, 2]
     affine = np.column_stack([linear * scale, linear @ shift + offset])
-    return SheetFace(row, name, face={**face, "AFFINE": affine})
+    return SheetFace(row, name, outputs={**face, "AFFINE": affine})
 
 
-def _image_to_crop(image: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and shift ``[2]``, x and y, that took landmarks ``[68, 2]`` from the image to the crop."""
-    scale = np.ptp(crop, axis=0) / np.ptp(image, axis=0)
+def _image_to_crop(image: Float, crop: Float) -> tuple[Float, Float]:
+    """Return scale and shift ``[2]``, x and y, between landmarks ``[68, 2]`` in the image and in the crop."""
+    scale: Float = np.ptp(crop, axis=0) / np.ptp(image, axis=0)
     return scale, crop[0] - scale * image[0]
 
 
-def _place_name(file: str, frame: int) -> str:
-    # A table of another machine may name a file that is not here as Windows does.
+def _location_name(file: str, frame: int) -> str:
+    # PureWindowsPath splits at both slashes: tables may be made on Windows.
     name = PureWindowsPath(file).name
     if is_image(Path(name)):
         return name

@@ -1,4 +1,4 @@
-"""`triton-face run`: a landmark table and its images or video in, a file of features out."""
+"""`triton-face run`: compute the features of a landmark table and its images or video."""
 
 import dataclasses
 import hashlib
@@ -8,42 +8,43 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.pose import subject_pose
 from triton_face_client.requests.answers import Answers
 from triton_face_client.video.face_chunks import Cropping, FaceChunk, check_media, read_chunks
-from triton_face_client.video.feature_files import Features, OutputError, Parts, as_table
-from triton_face_client.video.landmark_tables import FaceTable, read_table
+from triton_face_client.video.feature_files import Features, FeatureWriter, OutputError, feature_table
+from triton_face_client.video.landmark_tables import LandmarkTable, read_table
 from triton_face_client.video.media import FrameReader, MediaError
 
 PART_ROWS = 512
-"""Rows of a part: a minute's work at most is done again after an interruption, and a part is some 10 MB."""
+"""Rows per part, some 10 MB: after an interruption, at most a minute's work is repeated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """What a run has done.
+    """The outcome of a run.
 
     Attributes
     ----------
     out : str
-        The file.
+        The feature file.
     rows : int
-        Its rows, as many as the landmark table has.
+        Rows of the feature file and of the landmark table.
     faces : int
         Rows with HOG features.
     without_landmarks : int
-        Rows in which the table has no face.
+        Rows whose landmarks are missing in the table.
     refused : int
-        Rows whose image could not be read, or whose face the service refused; the column `refused` says why.
+        Rows with an unreadable image or an invalid face; the column `refused` has the reasons.
     resumed_at : int
-        Rows that an interrupted run had done already.
+        Rows that an interrupted run had already computed.
     example : str or None
-        One of the refused rows, and why.
+        The first of the `refused` rows with its reason.
     warnings : list of str
-        What looks as if the media were not those of the table.
+        Signs that the media do not belong to the table.
     """
 
     out: str
@@ -69,46 +70,48 @@ def run(
     Parameters
     ----------
     client : FaceFeatureClient
-        The service.
+        Client of the service.
     media : sequence of Path
         The table's images or video (`find_media`).
     landmarks : Path
-        The table (`read_table`).
+        The landmark table (`read_table`).
     out : Path
-        The file to make, ``.parquet``, ``.csv`` or ``.npz``, with the table's rows in their order.
+        The feature file, ``.parquet``, ``.csv`` or ``.npz``, with the table's rows in their order.
     restart : bool
-        Replace what is there, instead of refusing a finished file and going on with an unfinished one.
+        Replace an existing file or parts. If False, an existing file is an error and parts are resumed.
     cropping : Cropping
-        Which part of the image is a face's crop.
+        Which part of the image becomes the crop.
 
     Raises
     ------
     TableError, MediaError, OutputError
-        When the table, the media as a whole or the file cannot be used.
+        If the table, all of the media or the output cannot be used.
     FaceServiceError
-        When the service fails. What is done is kept; the same call goes on there.
+        If the service fails. Finished rows are kept; the same call resumes after them.
     """
     faces = read_table(landmarks)
     check_media(faces, media)
     if out.resolve() in {path.resolve() for path in (landmarks, *media)}:
-        raise OutputError(f"{out} is what the features are to be made of: give another name")
+        raise OutputError(f"{out} is an input of this run: give another name")
+    # Fails now, before any request, if the table lacks the columns of the box.
     cropping.boxes(faces, np.zeros(0, dtype=np.int64))
     job = _job(media, landmarks) | dataclasses.asdict(cropping)
-    with FrameReader(media, faces.turned, faces.of_one_file) as reader, Parts(out, job, restart) as parts:
-        start = parts.next_row()
+    reader = FrameReader(media, faces.exif_applied, faces.names_one_file_at_most)
+    with reader, FeatureWriter(out, job, restart) as writer:
+        start = writer.next_row()
         rows = np.arange(start, len(faces.frame))
         with tqdm(total=len(faces.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
             for part in _in_parts(_features(client, faces, reader, rows, cropping), bar):
-                _check_first(part, faces, landmarks)
-                parts.write(int(part.rows[0]), as_table(part, faces))
-        reasons = parts.column("refused")
-        parts.finish(len(faces.frame))
-    refused = [row for row, reason in enumerate(reasons) if reason and faces.found[row]]
+                _check_first_part(part, faces, landmarks)
+                writer.write(int(part.rows[0]), feature_table(part, faces))
+        reasons = writer.column("refused")
+        writer.finish(len(faces.frame))
+    refused = [row for row, reason in enumerate(reasons) if reason and faces.has_face[row]]
     return RunReport(
         out=str(out),
         rows=len(reasons),
         faces=reasons.count(None),
-        without_landmarks=int((~faces.found).sum()),
+        without_landmarks=int((~faces.has_face).sum()),
         refused=len(refused),
         resumed_at=start,
         example=f"row {refused[0]}: {reasons[refused[0]]}" if refused else None,
@@ -116,20 +119,20 @@ def run(
     )
 
 
-def _warnings(faces: FaceTable, media: Sequence[Path], landmarks: Path) -> list[str]:
-    """Look for a table that belongs to another video: the one given is read whatever the table names."""
+def _warnings(faces: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
+    """Warn if the table names another video: a single given video is read whatever the table names."""
     if faces.source is None or len(media) > 1:
         return []
     names = {PureWindowsPath(source).name for source in faces.source if source}
     if not names or media[0].name in names:
         return []
     return [
-        f"{landmarks} names {sorted(names)[0]}, but {media[0].name} was read: is the table of this video?"
+        f"{landmarks} names {sorted(names)[0]}, but {media[0].name} was read: check that they belong together"
     ]
 
 
 def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
-    """Describe what the features are of, so that a run goes on with the same."""
+    """Identify the inputs, so that a run resumes only parts of the same inputs."""
     return {
         "landmarks": hashlib.sha256(landmarks.read_bytes()).hexdigest(),
         "media": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in media],
@@ -137,45 +140,49 @@ def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
 
 
 def _features(
-    client: FaceFeatureClient, faces: FaceTable, reader: FrameReader, rows: np.ndarray, cropping: Cropping
+    client: FaceFeatureClient,
+    faces: LandmarkTable,
+    reader: FrameReader,
+    rows: NDArray[np.int64],
+    cropping: Cropping,
 ) -> Iterator[Features]:
-    """Answer the rows, chunk by chunk; the next chunks are cut while the server works."""
+    """Compute the rows chunk by chunk; the client reads the next chunks while the server works."""
     size = client.model("ensemble").batch_size
-    waiting: deque[FaceChunk] = deque()
+    pending: deque[FaceChunk] = deque()
 
-    def to_send() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def chunks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         for chunk in read_chunks(faces, reader, rows, size, cropping):
-            waiting.append(chunk)
+            pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
-    for answers in client.stream(to_send(), ["HOG"], on_invalid="nan"):
-        chunk = waiting.popleft()
-        # The crop is stretched. Pose is a matter of the image's own points, as in py-feat.
+    for answers in client.stream(chunks(), ["HOG"], on_invalid="nan"):
+        chunk = pending.popleft()
+        # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
         pose = client.pose(faces.landmarks[chunk.rows], on_invalid="nan")
         yield _chunk_features(chunk, answers, subject_pose(pose))
 
 
-def _chunk_features(chunk: FaceChunk, answers: Answers, pose: np.ndarray) -> Features:
+def _chunk_features(chunk: FaceChunk, answers: Answers, pose: NDArray[np.float32]) -> Features:
     hog = np.full((len(chunk.rows), answers["HOG"].shape[1]), np.nan, dtype=np.float32)
-    hog[chunk.cut] = answers["HOG"]
-    refused = {int(chunk.cut[place]): reason for place, reason in answers.refused.items()}
-    reasons = chunk.reasons | refused
+    hog[chunk.cropped] = answers["HOG"]
+    invalid = {int(chunk.cropped[face]): reason for face, reason in answers.refused.items()}
+    reasons = chunk.reasons | invalid
     return Features(
         rows=chunk.rows,
         files=chunk.files,
         hog=hog,
         pose=pose,
-        reasons=[reasons.get(place) for place in range(len(chunk.rows))],
-        crops=len(chunk.cut),
+        reasons=[reasons.get(index) for index in range(len(chunk.rows))],
+        crops=len(chunk.cropped),
     )
 
 
-def _in_parts(chunks: Iterator[Features], progress: tqdm) -> Iterator[Features]:
+def _in_parts(chunks: Iterator[Features], progress: "tqdm[Any]") -> Iterator[Features]:
     gathered: list[Features] = []
     for chunk in chunks:
         gathered.append(chunk)
         progress.update(len(chunk.rows))
-        if sum(len(one.rows) for one in gathered) >= PART_ROWS:
+        if sum(len(features.rows) for features in gathered) >= PART_ROWS:
             yield _joined(gathered)
             gathered = []
     if gathered:
@@ -193,22 +200,22 @@ def _joined(chunks: Sequence[Features]) -> Features:
     )
 
 
-def _check_first(part: Features, faces: FaceTable, landmarks: Path) -> None:
-    """Stop at once where the media are not those of the table, instead of writing rows of nothing."""
-    if part.rows[0] or part.crops or not faces.found[part.rows].any():
+def _check_first_part(part: Features, faces: LandmarkTable, landmarks: Path) -> None:
+    """Stop early if no image of the first part can be read: the media do not belong to the table."""
+    if part.rows[0] or part.crops or not faces.has_face[part.rows].any():
         return
-    example = int(np.argmax(faces.found[part.rows]))
+    example = int(np.argmax(faces.has_face[part.rows]))
     raise MediaError(
-        f"none of the images of the first {len(part.rows)} rows of {landmarks} can be read; row {example}: "
+        f"no image of the first {len(part.rows)} rows of {landmarks} can be read; row {example}: "
         f"{part.reasons[example]}"
     )
 
 
 def as_text(report: RunReport) -> str:
-    """Say in a few lines what a run has done."""
-    gone_on = f", {report.resumed_at} of them done before" if report.resumed_at else ""
+    """Format a report as a few lines."""
+    resumed = f", {report.resumed_at} of them from an earlier run" if report.resumed_at else ""
     lines = [
-        f"{report.out}: {report.rows} rows{gone_on}; {report.faces} with features, "
+        f"{report.out}: {report.rows} rows{resumed}; {report.faces} with features, "
         f"{report.without_landmarks} without landmarks, {report.refused} refused"
     ]
     if report.example:

@@ -1,1 +1,1 @@
-"""Landmark tables, images and videos in; face crops; files of features out."""
+"""From landmark tables, images and videos to face crops, and from features to files."""

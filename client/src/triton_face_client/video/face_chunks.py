@@ -1,143 +1,142 @@
-"""From a landmark table and its media to crops that can be sent, a bounded number of faces at a time."""
+"""From a landmark table and its media to face crops, a bounded number of faces at a time."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_boxes
-from triton_face_client.video.landmark_tables import FaceTable, TableError
+from triton_face_client.video.crops import Float, crop_landmarks, cut_faces, landmark_boxes
+from triton_face_client.video.landmark_tables import LandmarkTable, TableError
 from triton_face_client.video.media import FrameReader, MediaError
 
-NOT_FOUND = "no face: the table has no landmarks in this row"
-
+NO_LANDMARKS = "no face: the table has no landmarks in this row"
 
 FACE_RECT = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
+"""py-feat's columns for the box of its face detector."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cropping:
-    """Which part of the image is the crop.
+    """Which part of the image becomes the crop.
 
     Attributes
     ----------
     box : {"landmarks", "face-rect"}
-        The box of the landmarks, or that of py-feat's face detector, which its tables have and which it has
-        enlarged already.
+        The bounding box of the landmarks, or the box in the `FACE_RECT` columns of py-feat's tables, which
+        py-feat has already enlarged.
     enlarge : float
-        What the box's sides are multiplied by.
+        Factor for the box's sides.
     """
 
     box: str = "landmarks"
     enlarge: float = 1.2
 
-    def boxes(self, table: FaceTable, rows: np.ndarray) -> np.ndarray:
+    def boxes(self, table: LandmarkTable, rows: NDArray[np.int64]) -> Float:
         """Return the boxes ``[R, 4]`` x1, y1, x2, y2 of rows, before they are enlarged.
 
         Raises
         ------
         TableError
-            When the table has no face rectangles.
+            If the table lacks the `FACE_RECT` columns.
         """
         if self.box == "landmarks":
             return landmark_boxes(table.landmarks[rows])
-        missing = [name for name in FACE_RECT if name not in table.carried]
+        missing = [name for name in FACE_RECT if name not in table.extra_columns]
         if missing:
             raise TableError(
-                f"the table has no column {missing[0]}: only py-feat's have the face detector's box"
+                f"the table has no column {missing[0]}: only py-feat's tables have the face detector's box; "
+                "use the box of the landmarks"
             )
-        left, top, width, height = (table.carried[name][rows] for name in FACE_RECT)
+        left, top, width, height = (np.asarray(table.extra_columns[name])[rows] for name in FACE_RECT)
         return np.stack([left, top, left + width, top + height], axis=1)
 
 
-BY_LANDMARKS = Cropping()
+DEFAULT_CROPPING = Cropping()
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceChunk:
-    """Some rows of a table.
+    """Consecutive rows of a landmark table with their crops.
 
     Attributes
     ----------
-    rows : ndarray of int, shape (R,)
-        The rows of the table, all of them.
+    rows : ndarray of int64, shape (R,)
+        Row numbers in the table.
     files : list of R str
-        The image or video of each; what the table calls it where that is none of those given.
-    cut : ndarray of int, shape (K,)
-        Which of `rows`, by their place in it, have a crop.
+        The image or video of each row; the table's own spelling if no given file matches it.
+    cropped : ndarray of int64, shape (K,)
+        Indices into `rows` of the faces that have a crop.
     crops : ndarray of float32, shape (K, 3, 112, 112)
         Values in [0, 1].
     landmarks : ndarray of float32, shape (K, 68, 2)
         Pixels of the crops.
     reasons : dict of int to str
-        Why the others have none, by their place in `rows`.
+        Index into `rows` of each face without a crop, and the reason.
     """
 
-    rows: np.ndarray
+    rows: NDArray[np.int64]
     files: list[str]
-    cut: np.ndarray
-    crops: np.ndarray
-    landmarks: np.ndarray
+    cropped: NDArray[np.int64]
+    crops: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
     reasons: dict[int, str]
 
 
-def check_media(table: FaceTable, media: Sequence[Path]) -> None:
-    """Raise a TableError when a table of one image, as FaceLandmarkImg writes them, is given with many."""
+def check_media(table: LandmarkTable, media: Sequence[Path]) -> None:
+    """Raise a TableError if a table of one image (OpenFace's FaceLandmarkImg) is given with several files."""
     if table.source is None and len(media) > 1 and not table.frame.any() and len(table.frame) > 1:
-        raise TableError(f"the table is of one image, {len(media)} are given: give the one it is of")
+        raise TableError(f"the table belongs to one image, but {len(media)} files are given: give that image")
 
 
 def read_chunks(
-    table: FaceTable,
+    table: LandmarkTable,
     reader: FrameReader,
-    rows: Sequence[int] | np.ndarray,
+    rows: NDArray[np.int64],
     size: int,
-    cropping: Cropping = BY_LANDMARKS,
+    cropping: Cropping = DEFAULT_CROPPING,
 ) -> Iterator[FaceChunk]:
     """Cut the faces of `rows`, in their order, `size` rows at a time.
 
-    A row whose image cannot be read, or that has no landmarks, has a reason instead of a crop.
+    A row without landmarks, or whose image cannot be read, gets a reason instead of a crop.
     """
-    rows = np.asarray(rows)
     for first in range(0, len(rows), size):
         yield _read_chunk(table, reader, rows[first : first + size], cropping)
 
 
-def _read_chunk(table: FaceTable, reader: FrameReader, rows: np.ndarray, cropping: Cropping) -> FaceChunk:
+def _read_chunk(
+    table: LandmarkTable, reader: FrameReader, rows: NDArray[np.int64], cropping: Cropping
+) -> FaceChunk:
     boxes = cropping.boxes(table, rows)
     reasons: dict[int, str] = {}
-    crops: dict[int, np.ndarray] = {}
-    for place, row in enumerate(rows):
+    crops: dict[int, NDArray[np.float32]] = {}
+    for index, row in enumerate(rows.tolist()):
         try:
-            image = _image(table, reader, row)
-            crops[place] = cut_faces(image, boxes[place : place + 1], enlarge=cropping.enlarge)[0]
+            image = _read_image(table, reader, row)
+            crops[index] = cut_faces(image, boxes[index : index + 1], enlarge=cropping.enlarge)[0]
         except MediaError as error:
-            reasons[place] = str(error)
-    cut = np.array(list(crops), dtype=np.int64)
+            reasons[index] = str(error)
+    cropped = np.array(list(crops), dtype=np.int64)
     return FaceChunk(
         rows=rows,
-        files=[_file(table, reader, row) for row in rows],
-        cut=cut,
+        files=[_file_name(table, reader, row) for row in rows.tolist()],
+        cropped=cropped,
         crops=np.stack(list(crops.values())) if crops else np.empty((0, 3, 112, 112), dtype=np.float32),
-        landmarks=crop_landmarks(table.landmarks[rows[cut]], boxes[cut], enlarge=cropping.enlarge),
+        landmarks=crop_landmarks(table.landmarks[rows[cropped]], boxes[cropped], enlarge=cropping.enlarge),
         reasons=reasons,
     )
 
 
-def _image(table: FaceTable, reader: FrameReader, row: int) -> np.ndarray:
-    if not table.found[row]:
-        raise MediaError(NOT_FOUND)
-    return reader.read(*_place(table, row))
+def _read_image(table: LandmarkTable, reader: FrameReader, row: int) -> NDArray[np.uint8]:
+    if not table.has_face[row]:
+        raise MediaError(NO_LANDMARKS)
+    return reader.read(*table.location(row))
 
 
-def _file(table: FaceTable, reader: FrameReader, row: int) -> str:
-    source, frame = _place(table, row)
+def _file_name(table: LandmarkTable, reader: FrameReader, row: int) -> str:
+    source, frame = table.location(row)
     try:
         return str(reader.file(source, frame))
     except MediaError:
         return source or ""
-
-
-def _place(table: FaceTable, row: int) -> tuple[str | None, int]:
-    return table.source[row] if table.source else None, int(table.frame[row])

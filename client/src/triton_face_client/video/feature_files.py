@@ -1,13 +1,15 @@
-"""The features of a landmark table's rows as a file: written part by part, so that nothing done is lost.
+"""Write the features of a landmark table's rows to a file, resumably.
 
-While a run is under way, ``NAME.parts/`` beside the file holds what is done: one Parquet file for each few
-hundred rows, named after them, and ``job.json``, which says of what. When all rows are there they become the
-file, and the folder goes. Every file is written under another name first, so none is ever half there.
+During a run, the folder ``NAME.parts/`` beside the file holds the finished rows: one Parquet file per few
+hundred rows, named after its first and last row, and ``job.json``, which identifies the inputs. After the
+last row, the parts become the file and the folder is deleted. Every file is written under a temporary name
+and then renamed, so no reader sees a partial file.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import shutil
 import zipfile
@@ -19,100 +21,105 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from triton_face_client.video.landmark_tables import TURNED_KEY, X_COLUMNS, Y_COLUMNS, FaceTable
+from triton_face_client.video.landmark_tables import EXIF_APPLIED_KEY, X_COLUMNS, Y_COLUMNS, LandmarkTable
 
 POSE_COLUMNS = ("Pitch", "Roll", "Yaw", "X", "Y", "Z")
 """py-feat's names and convention: radians, +pitch up, +yaw and +roll to the subject's right."""
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 
+NPY_FORMAT: Any = np.lib.format  # NumPy 1.26 has no type hints for this module.
+
 
 class OutputError(ValueError):
-    """The features cannot be written; the message is one line that says what to do."""
+    """The features cannot be written; the message is one line with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What is known of some rows.
+    """The results for consecutive rows of a landmark table.
 
     Attributes
     ----------
-    rows : ndarray of int, shape (R,)
-        The rows of the landmark table.
+    rows : ndarray of int64, shape (R,)
+        Row numbers in the landmark table.
     files : list of R str
         The image or video of each.
     hog : ndarray of float32, shape (R, F)
-        HOG features; NaN where there are none.
+        HOG features; NaN for a row without features.
     pose : ndarray of float32, shape (R, 6)
-        In the subject's convention; NaN where there is none.
+        Pose in the subject's convention; NaN for a row without pose.
     reasons : list of R (str or None)
-        Why a row has no HOG features.
+        Reason why a row has no HOG features.
     crops : int
-        How many rows had a crop.
+        Number of rows with a crop.
     """
 
-    rows: np.ndarray
+    rows: NDArray[np.int64]
     files: list[str]
-    hog: np.ndarray
-    pose: np.ndarray
+    hog: NDArray[np.float32]
+    pose: NDArray[np.float32]
     reasons: list[str | None]
     crops: int
 
 
-def as_table(features: Features, faces: FaceTable) -> pa.Table:
-    """Put features and what the landmark table says of the same rows side by side."""
+def feature_table(features: Features, faces: LandmarkTable) -> pa.Table:
+    """Join features with the landmark table's columns of the same rows."""
     rows = features.rows
     columns: dict[str, Any] = {"input": pa.array(features.files, pa.string()), "frame": faces.frame[rows]}
-    for name, values in faces.carried.items():
-        # Types are given: a part in which all are missing would have none.
-        in_part = values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
-        columns[name] = pa.array(in_part, None if isinstance(values, np.ndarray) else pa.string())
+    for name, values in faces.extra_columns.items():
+        if isinstance(values, np.ndarray):
+            columns[name] = values[rows]
+        else:
+            # Without the explicit type, a part whose values are all missing would get Arrow's null type.
+            columns[name] = pa.array([values[row] for row in rows], pa.string())
     columns |= {name: features.pose[:, i] for i, name in enumerate(POSE_COLUMNS)}
     columns |= {name: faces.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
     columns |= {name: faces.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
     columns["HOG"] = pa.FixedSizeListArray.from_arrays(features.hog.ravel(), features.hog.shape[1])
     columns["refused"] = pa.array(features.reasons, pa.string())
     table = pa.table(columns)
-    return table.replace_schema_metadata({TURNED_KEY: b"true" if faces.turned else b"false"})
+    return table.replace_schema_metadata({EXIF_APPLIED_KEY: b"true" if faces.exif_applied else b"false"})
 
 
 def parts_folder(out: Path) -> Path:
-    """Return where the parts of a file are while it is being made."""
+    """Return the folder of the finished parts of a file."""
     return out.with_name(f"{out.name}.parts")
 
 
-class Parts:
-    """The parts of a file that is being made. Use it as a context manager: one run at a time may.
+class FeatureWriter:
+    """Write a feature file part by part. Use the writer as a context manager; it locks the file's parts.
 
     Parameters
     ----------
     out : Path
-        The file; its suffix, one of `SUFFIXES`, says in which format.
+        The file; its suffix, one of `SUFFIXES`, selects the format.
     job : dict
-        What the features are of. Parts of another job are not mixed with these.
+        Identity of the inputs and settings. The writer resumes only parts of the same job.
     restart : bool
-        Throw away what is there instead of going on.
+        Delete existing parts and replace an existing file.
 
     Raises
     ------
     OutputError
-        On entry, when the file is there already, another run is at work, the parts are those of another job,
-        or the folder cannot be written.
+        On entry, if the file exists, another run is writing it, the parts belong to another job, or the
+        folder cannot be written.
     """
 
     def __init__(self, out: Path, job: dict[str, Any], restart: bool) -> None:
         if out.suffix.lower() not in SUFFIXES:
-            raise OutputError(f"{out}: name it .parquet, .csv or .npz")
+            raise OutputError(f"{out}: the file name must end in .parquet, .csv or .npz")
         self.out = out
         self.folder = parts_folder(out)
         self._job = job
         self._restart = restart
 
-    def __enter__(self) -> "Parts":
-        """Take the folder, and what an interrupted run has left in it."""
-        if self.out.exists() and not (self._restart or self._paths()):
-            raise OutputError(f"{self.out} is there already: give another name, or --restart to replace it")
+    def __enter__(self) -> "FeatureWriter":
+        """Lock the folder and resume the parts of an interrupted run."""
+        if self.out.exists() and not (self._restart or self._part_paths()):
+            raise OutputError(f"{self.out} already exists: give another name, or --restart to replace it")
         try:
             self.folder.mkdir(exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
@@ -123,75 +130,74 @@ class Parts:
             ) from None
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror}") from error
-        self._take_up()
+        self._resume()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Let another run have the folder; without parts in it there is nothing to go on with."""
-        if not self._paths():
+        """Release the folder; delete it if it has no parts."""
+        if not self._part_paths():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def next_row(self) -> int:
-        """Return the first row that is not there yet."""
+        """Return the first row that is not written yet."""
         done = 0
-        for path in self._paths():
-            first, end = _rows_of(path)
+        for path in self._part_paths():
+            first, end = _row_range(path)
             if first != done:
                 break
             done = end
         return done
 
     def write(self, first: int, table: pa.Table) -> None:
-        """Keep the rows from `first` on."""
+        """Write a part whose first row is `first`."""
         path = self.folder / f"{first:09d}-{first + len(table):09d}.parquet"
-        with _whole(path) as unfinished:
+        with _write_atomically(path) as unfinished:
             pq.write_table(table, unfinished, compression="zstd")
 
     def column(self, name: str) -> list[Any]:
-        """Return a column of all parts."""
-        return [
-            value for path in self._paths() for value in pq.read_table(path, columns=[name])[name].to_pylist()
-        ]
+        """Return a column of all parts as a list."""
+        parts = (pq.read_table(path, columns=[name]) for path in self._part_paths())
+        return [value for part in parts for value in part[name].to_pylist()]
 
     def finish(self, rows: int) -> None:
-        """Make the file out of the parts, which must be of so many rows."""
+        """Combine the parts, which must have `rows` rows, into the file and delete them."""
         if self.next_row() != rows:
             raise OutputError(
-                f"{self.folder} has lost rows from {self.next_row()} on: run again to fill them"
+                f"{self.folder} lacks rows from {self.next_row()} on: run again to compute them"
             )
         writers = {".parquet": self._write_parquet, ".csv": self._write_csv, ".npz": self._write_npz}
-        with _whole(self.out) as unfinished:
+        with _write_atomically(self.out) as unfinished:
             writers[self.out.suffix.lower()](unfinished)
         shutil.rmtree(self.folder)
 
-    def _take_up(self) -> None:
-        described = self.folder / "job.json"
+    def _resume(self) -> None:
+        job_path = self.folder / "job.json"
         if self._restart:
-            for path in (described, *self._paths()):
+            for path in (job_path, *self._part_paths()):
                 path.unlink(missing_ok=True)
-        # What a run that was killed had not finished.
+        # A killed run leaves its temporary files.
         for path in self.folder.glob("*.unfinished"):
             path.unlink()
-        if described.exists():
-            if json.loads(described.read_text()) != self._job:
+        if job_path.exists():
+            if json.loads(job_path.read_text()) != self._job:
                 raise OutputError(
-                    f"{self.folder} holds a run of other files or settings: go on with those, give another "
-                    "name, or --restart to throw it away"
+                    f"{self.folder} holds an unfinished run of other files or settings: finish that run, "
+                    "give another name, or --restart to delete it"
                 )
         else:
-            with _whole(described) as unfinished:
+            with _write_atomically(job_path) as unfinished:
                 unfinished.write_text(json.dumps(self._job))
 
-    def _paths(self) -> list[Path]:
+    def _part_paths(self) -> list[Path]:
         return sorted(self.folder.glob("*-*.parquet"))
 
-    def _tables(self) -> Iterator[pa.Table]:
-        for path in self._paths():
+    def _part_tables(self) -> Iterator[pa.Table]:
+        for path in self._part_paths():
             yield pq.read_table(path)
 
     def _write_parquet(self, path: Path) -> None:
-        tables = self._tables()
+        tables = self._part_tables()
         first = next(tables)
         with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
             writer.write_table(first)
@@ -199,7 +205,7 @@ class Parts:
                 writer.write_table(table)
 
     def _write_csv(self, path: Path) -> None:
-        tables = (_without_arrays(table) for table in self._tables())
+        tables = (_hog_as_text(table) for table in self._part_tables())
         first = next(tables)
         with pyarrow.csv.CSVWriter(path, first.schema) as writer:
             writer.write_table(first)
@@ -207,30 +213,33 @@ class Parts:
                 writer.write_table(table)
 
     def _write_npz(self, path: Path) -> None:
-        """Write arrays ``[N, ...]``; HOG goes through a file, since it need not fit into memory."""
-        rows = self.next_row()
-        columns: dict[str, list[np.ndarray]] = {}
+        """Write one array ``[N, ...]`` per column; HOG may exceed the memory, so map it from a file."""
+        columns: dict[str, list[NDArray[Any]]] = {}
         hog_path = self.folder / "HOG.npy.unfinished"
-        hog, first = None, 0
-        for table in self._tables():
-            values = _hog_of(table)
-            if hog is None:
-                hog = np.lib.format.open_memmap(hog_path, "w+", values.dtype, (rows, values.shape[1]))
-            hog[first : first + len(table)] = values
-            first += len(table)
+        self._write_hog(hog_path)
+        for table in self._part_tables():
             for name, array in _npz_arrays(table).items():
                 columns.setdefault(name, []).append(array)
-        hog.flush()
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.write(hog_path, "HOG.npy")
             for name, arrays in columns.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.concatenate(arrays), allow_pickle=False)
+                    NPY_FORMAT.write_array(member, np.concatenate(arrays), allow_pickle=False)
+
+    def _write_hog(self, path: Path) -> None:
+        blocks = (_hog(table) for table in self._part_tables())
+        first = next(blocks)
+        hog = NPY_FORMAT.open_memmap(path, "w+", first.dtype, (self.next_row(), first.shape[1]))
+        start = 0
+        for block in itertools.chain([first], blocks):
+            hog[start : start + len(block)] = block
+            start += len(block)
+        hog.flush()
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give another name to write to; the file has its own when it is complete."""
+def _write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to, and rename that file to `path` at the end."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         yield unfinished
@@ -241,25 +250,25 @@ def _whole(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def _rows_of(part: Path) -> tuple[int, int]:
+def _row_range(part: Path) -> tuple[int, int]:
     first, end = part.stem.split("-")
     return int(first), int(end)
 
 
-def _hog_of(table: pa.Table) -> np.ndarray:
-    hog = table["HOG"].combine_chunks()
-    return hog.flatten().to_numpy().reshape(len(table), -1)
+def _hog(table: pa.Table) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = table["HOG"].combine_chunks().flatten().to_numpy()
+    return values.reshape(len(table), -1)
 
 
-def _without_arrays(table: pa.Table) -> pa.Table:
-    """Turn each row's array into text, ``[0.1, 0.2, ...]``, with the digits that give float32 back."""
-    texts = [f"[{', '.join(row.astype(str))}]" for row in _hog_of(table)]
+def _hog_as_text(table: pa.Table) -> pa.Table:
+    """Convert HOG to text, ``[0.1, 0.2, ...]``, with enough digits to restore each float32."""
+    texts = [f"[{', '.join(row.astype(str))}]" for row in _hog(table)]
     return table.set_column(table.column_names.index("HOG"), "HOG", pa.array(texts, pa.string()))
 
 
-def _npz_arrays(table: pa.Table) -> dict[str, np.ndarray]:
-    def column(name: str) -> np.ndarray:
-        values = table[name].to_numpy()
+def _npz_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
+    def column(name: str) -> NDArray[Any]:
+        values: NDArray[Any] = table[name].to_numpy()
         return values if values.dtype != object else np.array(["" if v is None else v for v in values], str)
 
     points = [np.stack([column(x), column(y)], axis=1) for x, y in zip(X_COLUMNS, Y_COLUMNS, strict=True)]

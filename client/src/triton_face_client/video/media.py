@@ -1,7 +1,7 @@
-"""Images and frames of videos, as uint8 RGB arrays.
+"""Read images and frames of videos as uint8 RGB arrays.
 
-OpenCV reads videos, Pillow images: of a JPEG that is cut off OpenCV gives the half that is there without a
-word. Both are imported when the first file needs them.
+OpenCV reads videos and Pillow reads images, because OpenCV decodes half of a truncated JPEG without an error.
+Each library is imported when the first file needs it.
 """
 
 import re
@@ -11,17 +11,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-"""Anything else is opened as a video."""
+"""Files with any other suffix are opened as videos."""
 
-ORIENTATION = 0x0112
-"""The EXIF tag that says how the camera was held."""
+ORIENTATION_TAG = 0x0112
+"""EXIF's Orientation."""
 
-TURNS = {
+TRANSPOSES = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -30,23 +31,23 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""Its values but 1, which is upright, and what Pillow calls what undoes them."""
+"""Pillow's transpose that undoes each EXIF orientation; 1 is upright."""
 
 INSTALL = "pip install 'triton-face-client[run]'"
 
 
 class MediaError(ValueError):
-    """An image or a video that cannot be used; the message is one line that names the file."""
+    """An image or a video cannot be used; the message is one line that names the file."""
 
 
 def find_media(paths: Iterable[Path | str]) -> list[Path]:
-    """List the files that paths stand for.
+    """List the files that paths refer to.
 
     Parameters
     ----------
     paths : iterable of Path or str
-        A file stands for itself, a folder for the images in it (not those in folders inside, nor hidden
-        ones), ordered by name with numbers by value: frame2 before frame10.
+        A file refers to itself, a folder to the images directly inside it, without hidden ones. Images are
+        in natural order: frame2 before frame10.
 
     Returns
     -------
@@ -56,7 +57,7 @@ def find_media(paths: Iterable[Path | str]) -> list[Path]:
     Raises
     ------
     MediaError
-        When a path does not exist or a folder has no image.
+        If a path does not exist or a folder has no image.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -70,44 +71,45 @@ def find_media(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Tell by the suffix whether a file is read as an image."""
+    """Return whether a file has the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 class FrameReader:
-    """Reads frames by the file and the number that a landmark table gives. Use it as a context manager.
+    """Read the frame of a row of a landmark table. Use the reader as a context manager.
 
-    The last frame is kept, so that many faces of one frame cost one reading. A video is read onwards, which
-    is fast; one step back starts it anew, and so does every change between videos.
+    The reader caches the last frame, so that several faces of one frame decode it once. It reads videos
+    sequentially; an earlier frame or another video reopens the file.
 
     Parameters
     ----------
     files : sequence of Path
-        One video; or images and videos, which the table's sources name; or images, which the table numbers.
-    turned : bool
-        Whether to turn images as their EXIF orientation says (`FaceTable.turned`). Pillow turns TIFF files in
-        any case, and so does py-feat, which reads those with it.
-    of_one_file : bool
-        Whether the table is of one file (`FaceTable.of_one_file`): that is a single video, whatever its name.
+        One video; or images and videos that the table names; or images that the table numbers.
+    apply_exif : bool
+        Whether to rotate images by their EXIF orientation (`LandmarkTable.exif_applied`). Pillow always
+        rotates TIFF files; py-feat reads TIFF with Pillow, so its coordinates refer to the rotated image.
+    one_source : bool
+        Whether the table names one file at most (`LandmarkTable.names_one_file_at_most`). A single video is
+        then that file, whatever its name.
 
     Raises
     ------
     MediaError
-        When there is no file.
+        If `files` is empty.
     """
 
-    def __init__(self, files: Sequence[Path], turned: bool, of_one_file: bool = True) -> None:
+    def __init__(self, files: Sequence[Path], apply_exif: bool, one_source: bool = True) -> None:
         if not files:
             raise MediaError("no image and no video is given")
-        self._is_the_one = of_one_file and len(files) == 1 and not is_image(Path(files[0]))
+        self._is_single_video = one_source and len(files) == 1 and not is_image(Path(files[0]))
         self._files = [Path(file) for file in files]
-        self._turned = turned
+        self._apply_exif = apply_exif
         self._by_name: dict[str, set[Path]] = {}
         for file in self._files:
             self._by_name.setdefault(file.name, set()).add(file)
         self._video: _Video | None = None
-        self._kept: tuple[Path, int] | None = None
-        self._pixels = np.empty((0, 0, 3), dtype=np.uint8)
+        self._cached: tuple[Path, int] | None = None
+        self._pixels: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
 
     def __enter__(self) -> "FrameReader":
         """Return the reader itself."""
@@ -116,124 +118,125 @@ class FrameReader:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Close the video that is open."""
+        """Close the open video."""
         self.close()
 
     def close(self) -> None:
-        """Close the video that is open."""
+        """Close the open video."""
         if self._video is not None:
             self._video.close()
             self._video = None
 
-    def read(self, source: str | None, frame: int) -> np.ndarray:
+    def read(self, source: str | None, frame: int) -> NDArray[np.uint8]:
         """Read a frame.
 
         Parameters
         ----------
         source : str or None
-            The file as the table spells it. One of the files with the same path is it, otherwise the one with
-            the same name: tables are made on other machines. Where there is but one file and that is a video,
-            it is the one, whatever the table calls it.
+            The file in the table's spelling. It matches the given file with the same path, or else the one
+            with the same name, because tables are made on other machines too. A single video always matches.
         frame : int
-            Without a source the place in the list of images, from 0. With one, the frame of the video, from
-            0; images have a single one and do not need it.
+            With a source: the frame of the video, from 0; ignored for images. Without a source: the index in
+            the list of images, from 0.
 
         Returns
         -------
         ndarray of uint8, shape (H, W, 3)
-            RGB, not to be written to.
+            RGB, read-only.
 
         Raises
         ------
         MediaError
-            When no file or more than one is meant, when the file cannot be read, or when the video has no
-            such frame.
+            If no file or more than one matches, the file cannot be read, or the video lacks the frame.
         """
         file = self.file(source, frame)
-        place = (file, 0 if is_image(file) else frame)
-        if place != self._kept:
-            self._pixels = _read_image(file, self._turned) if is_image(file) else self._video_frame(*place)
+        location = (file, 0 if is_image(file) else frame)
+        if location != self._cached:
+            image = is_image(file)
+            self._pixels = _read_image(file, self._apply_exif) if image else self._read_video(*location)
             self._pixels.flags.writeable = False
-            self._kept = place
+            self._cached = location
         return self._pixels
 
     def file(self, source: str | None, frame: int) -> Path:
-        """Find the file that `read` would read; its errors are those of a file that is not to be found."""
-        if self._is_the_one:
+        """Return the file that `read` reads; raise MediaError if no file or more than one matches."""
+        if self._is_single_video:
             return self._files[0]
-        return self._numbered(frame) if source is None else self._named(source)
+        return self._file_by_index(frame) if source is None else self._file_by_name(source)
 
-    def _numbered(self, frame: int) -> Path:
+    def _file_by_index(self, frame: int) -> Path:
         video = next((file for file in self._files if not is_image(file)), None)
         if video is not None:
             raise MediaError(
-                f"{video} is a video among {len(self._files)} files, and the table has no column input that "
-                "names the file of each row: give it alone"
+                f"{video} is a video among {len(self._files)} files, but the table has no column input with "
+                "the file of each row: give the video alone"
             )
         if not 0 <= frame < len(self._files):
             raise MediaError(
-                f"the table has frame {frame}, but only {len(self._files)} images are given, from "
-                f"{self._files[0]} on"
+                f"the table has frame {frame}, but only {len(self._files)} images are given, the first is "
+                f"{self._files[0]}: give all images of the table"
             )
         return self._files[frame]
 
-    def _named(self, source: str) -> Path:
-        # Windows' names end at either slash, and tables come from there too.
+    def _file_by_name(self, source: str) -> Path:
+        # PureWindowsPath splits at both slashes: tables may be made on Windows.
         named = self._by_name.get(PureWindowsPath(source).name, set())
         if Path(source) in named:
             return Path(source)
         if not named:
             raise MediaError(
-                f"the table names {source}, which is not among the {len(self._files)} files given"
+                f"the table names {source}, which is not among the {len(self._files)} given files: add it"
             )
         if len(named) > 1:
             first, second = sorted(named)[:2]
-            raise MediaError(f"the table names {source}, which may be {first} or {second}: give one of them")
+            raise MediaError(
+                f"the table names {source}, which matches {first} and {second}: give one of them"
+            )
         return next(iter(named))
 
-    def _video_frame(self, file: Path, frame: int) -> np.ndarray:
-        if self._video is None or self._video.file != file or self._video.following > frame:
+    def _read_video(self, file: Path, frame: int) -> NDArray[np.uint8]:
+        if self._video is None or self._video.file != file or self._video.next_frame > frame:
             self.close()
             self._video = _Video(file)
         return self._video.read(frame)
 
 
 class _Video:
-    """A video that is read onwards; `following` is the number of the frame that comes next."""
+    """A video read sequentially; `next_frame` is the number of the next frame."""
 
     def __init__(self, file: Path) -> None:
         try:
             import cv2
         except ImportError as error:
-            raise MediaError(f"{file} is read with OpenCV: {INSTALL}") from error
+            raise MediaError(f"reading {file} needs OpenCV: {INSTALL}") from error
         if not file.is_file():
             raise MediaError(f"{file} is not a file")
         self.file = file
-        self.following = 0
+        self.next_frame = 0
         self._cv2 = cv2
         self._capture = cv2.VideoCapture(str(file))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._capture.release()
 
-    def read(self, frame: int) -> np.ndarray:
-        """Read frame `frame`, which is none before `following`."""
+    def read(self, frame: int) -> NDArray[np.uint8]:
+        """Read a frame, `next_frame` or a later one."""
         if frame < 0:
             raise MediaError(f"{self.file} has no frame {frame}: frames count from 0")
-        # Only the frame that is asked for is worth its conversion to RGB.
-        while self.following <= frame:
+        # grab() skips frames without converting them to RGB.
+        while self.next_frame <= frame:
             if not self._capture.grab():
-                raise self._ended(frame)
-            self.following += 1
-        whole, pixels = self._capture.retrieve()
-        if not whole:
-            raise MediaError(f"{self.file}: frame {frame} cannot be decoded")
-        return self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB)
+                raise self._end_error(frame)
+            self.next_frame += 1
+        decoded, pixels = self._capture.retrieve()
+        if not decoded:
+            raise MediaError(f"{self.file}: frame {frame} cannot be decoded; convert the video again")
+        return np.asarray(self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
-    def _ended(self, frame: int) -> MediaError:
-        if self.following:
-            return MediaError(f"{self.file} has {self.following} frames, frame {frame} is not among them")
+    def _end_error(self, frame: int) -> MediaError:
+        if self.next_frame:
+            return MediaError(f"{self.file} has {self.next_frame} frames, frame {frame} is not among them")
         suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         return MediaError(f"{self.file} is neither a video that OpenCV can read nor an image ({suffixes})")
 
@@ -245,51 +248,52 @@ def _images_of_folder(folder: Path) -> list[Path]:
         if is_image(file) and not file.name.startswith(".") and file.is_file()
     ]
     if not images:
-        raise MediaError(f"{folder} has no image in it; videos are given by their own names")
+        raise MediaError(f"{folder} has no image in it; give a video by its own path")
     return sorted(images, key=_natural_order)
 
 
 def _natural_order(file: Path) -> tuple[list[str | int], str]:
-    """Return a key that compares numbers by value; text and numbers alternate, so none meets the other."""
+    """Return a sort key that compares numbers by value. Text has even indices, numbers have odd ones."""
     parts = re.split("([0-9]+)", file.name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], file.name
 
 
-def _read_image(file: Path, turned: bool) -> np.ndarray:
+def _read_image(file: Path, apply_exif: bool) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MediaError(f"{file} is read with Pillow: {INSTALL}") from error
+        raise MediaError(f"reading {file} needs Pillow: {INSTALL}") from error
     try:
         with Image.open(file) as image:
             image.load()
-            depth = image.mode
-            # A copy: Pillow's own memory may not be written to, and goes with the image.
-            pixels = np.array(_rgb(_upright(image) if turned else image))
-    # Pillow's readers raise any of these for files that are damaged, cut off or too large.
+            mode = image.mode
+            # A copy, because Pillow frees its own memory with the image.
+            pixels = np.array(_rgb(_upright(image) if apply_exif else image))
+    # Pillow's errors for files that are damaged, truncated or too large.
     except (OSError, SyntaxError, EOFError, TypeError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise MediaError(f"cannot read {file}: {reason}") from error
-    if depth in ("I", "F"):
+    if mode in ("I", "F"):
         raise MediaError(
-            f"{file} has 32 bits a pixel, whose black and white are unknown: save it with 8 bits"
+            f"{file} has 32 bits per pixel, a format without defined black and white: save it with 8 bits"
         )
     return pixels
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-    """Undo the EXIF orientation. Pillow's own function writes the EXIF anew too: odd ones end it."""
+    """Undo the EXIF orientation."""
     from PIL import Image
 
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
-    return image if turn is None else image.transpose(Image.Transpose[turn])
+    # ImageOps.exif_transpose would also rewrite the EXIF data, and fails if they are malformed.
+    transpose = TRANSPOSES.get(image.getexif().get(ORIENTATION_TAG, 1))
+    return image if transpose is None else image.transpose(Image.Transpose[transpose])
 
 
 def _rgb(image: "Image.Image") -> "Image.Image":
-    """Turn an image into RGB, leaving out an alpha channel as py-feat does, not blending with it."""
+    """Convert an image to RGB. Like py-feat, drop an alpha channel instead of blending with it."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        # The high byte, as Pillow itself takes it from 16-bit colours.
+        # Keep the high byte, as Pillow does for 16-bit colours.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

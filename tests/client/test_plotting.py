@@ -1,4 +1,4 @@
-"""Pictures of faces: what is on them, and that none is ever half there."""
+"""Face figures and contact sheets: their content, and that writing them is atomic."""
 
 import subprocess
 import sys
@@ -10,17 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
-from triton_face_client.plotting import drawing
-from triton_face_client.plotting.drawing import (
-    MOST_FACES,
-    SheetFace,
-    cell_strengths,
-    draw_face,
-    draw_sheet,
-    head_rotation,
-    pose_axes,
-    tile_columns,
-)
+from triton_face_client.plotting import contact_sheet
+from triton_face_client.plotting.contact_sheet import MAX_FACES, SheetFace, draw_sheet, tile_columns
+from triton_face_client.plotting.face_figure import draw_face
+from triton_face_client.plotting.panels import cell_strengths, head_rotation, pose_axes
+from triton_face_client.plotting.picture_files import DPI, SUFFIXES
 from triton_face_client.sample_faces import drawn_face
 
 SIZE = 112
@@ -43,8 +37,8 @@ def outputs(seed: int) -> dict[str, np.ndarray]:
 
 
 def sheet_faces(count: int) -> list[SheetFace]:
-    """Give faces of which the second is refused, and the third has no crop either."""
-    faces = [SheetFace(i, f"film.avi, frame {i}", face=outputs(i)) for i in range(count)]
+    """Return faces; the second has no features, the third has neither features nor a crop."""
+    faces = [SheetFace(i, f"film.avi, frame {i}", outputs=outputs(i)) for i in range(count)]
     crop = outputs(99)["ALIGNED_FACES"]
     faces[1:3] = [
         SheetFace(1, "$film$_" * 20, crop=crop, reason="no hull " * 40),
@@ -53,8 +47,8 @@ def sheet_faces(count: int) -> list[SheetFace]:
     return faces
 
 
-@pytest.mark.parametrize("count", [1, 7, 30])
-def test_a_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
+@pytest.mark.parametrize("count", [1, 7, 12])
+def test_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
     path = tmp_path / "sheet.PNG"
     draw_sheet(path, sheet_faces(count))
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.PNG"]
@@ -62,53 +56,57 @@ def test_a_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
     picture = matplotlib.image.imread(path)[..., :3]
     columns = tile_columns(count)
     rows = -(-count // columns)
-    inches = np.array(picture.shape[:2]) / drawing.DPI
+    inches = np.array(picture.shape[:2]) / DPI
     assert 2 * rows < inches[0] < 2.2 * rows + 1.6
     assert 3.5 * columns < inches[1] < 3.7 * columns + 0.2
     tops, lefts = tile_corners(rows, columns, picture.shape[0])
     for tile in range(count):
         row, column = divmod(tile, columns)
-        place = picture[tops[row] : tops[row] + 180, lefts[column] : lefts[column] + 370]
-        assert len(np.unique(place.reshape(-1, 3), axis=0)) > 50
+        tile_pixels = picture[tops[row] : tops[row] + 180, lefts[column] : lefts[column] + 370]
+        assert len(np.unique(tile_pixels.reshape(-1, 3), axis=0)) > 50
 
 
 def tile_corners(rows: int, columns: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where tiles begin, pixels: reckoned from the bottom, as the legend's height varies."""
-    tile_height = drawing.PICTURE + drawing.CAPTION
-    tops = height - (drawing.GAP + tile_height * (rows - np.arange(rows))) * drawing.DPI
-    lefts = drawing.MARGIN + np.arange(columns) * (2 * drawing.PICTURE + drawing.GAP + drawing.MARGIN)
-    return np.ceil(tops).astype(int), np.ceil(lefts * drawing.DPI).astype(int)
+    """Return top and left edges of tiles, pixels, measured from the bottom: the legend's height varies."""
+    tile_height = contact_sheet.PICTURE + contact_sheet.CAPTION
+    tops = height - (contact_sheet.GAP + tile_height * (rows - np.arange(rows))) * DPI
+    lefts = contact_sheet.MARGIN + np.arange(columns) * (
+        2 * contact_sheet.PICTURE + contact_sheet.GAP + contact_sheet.MARGIN
+    )
+    return np.ceil(tops).astype(int), np.ceil(lefts * DPI).astype(int)
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Give the figures that a test draws."""
+    """Collect the figures that a test draws."""
     saved: list[Figure] = []
-    save = drawing._save
-    monkeypatch.setattr(drawing, "_save", lambda figure, path: (save(figure, path), saved.append(figure)))
+    monkeypatch.setattr(contact_sheet, "save_figure", lambda figure, _path: saved.append(figure))
     return saved
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12, 60])
-def test_no_text_overlaps_another_or_leaves_the_sheet(tmp_path: Path, figures: list[Figure], count: int):
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 30])
+def test_texts_do_not_overlap_or_leave_the_sheet(tmp_path: Path, figures: list[Figure], count: int):
     wide = SheetFace(123456, "WWW_MMM_" * 10, reason="WIDE LETTERS AND NO CROP: " * 30)
     faces = [*sheet_faces(count)[:-1], wide]
     draw_sheet(tmp_path / "sheet.png", faces)
     figure = figures[0]
     texts = [*figure.texts, *(text for panel in figure.axes for text in panel.texts)]
     boxes = np.array([text.get_window_extent().extents for text in texts])
-    assert len(texts) == 2 + count + sum(face.face is None for face in faces)
+    assert len(texts) == 2 + count + sum(face.outputs is None for face in faces)
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= figure.bbox.size).all()
     apart = (boxes[:, None, :2] >= boxes[None, :, 2:]).any(axis=2)
     assert (apart | apart.T | np.eye(len(boxes), dtype=bool)).all()
 
 
-def test_captions_say_where_and_how_the_face_is_turned(tmp_path: Path, figures: list[Figure]):
+def test_captions_have_location_and_pose(tmp_path: Path, figures: list[Figure]):
     face = outputs(0)
     face["POSE"][:3] = np.radians([10, 20, 0.2])
-    lost = {**outputs(1), "POSE": np.full(6, np.nan, dtype=np.float32)}
-    draw_sheet(tmp_path / "a.png", [SheetFace(7, "a.avi, frame 3", face=face), SheetFace(8, "b", face=lost)])
+    without_pose = {**outputs(1), "POSE": np.full(6, np.nan, dtype=np.float32)}
+    draw_sheet(
+        tmp_path / "a.png",
+        [SheetFace(7, "a.avi, frame 3", outputs=face), SheetFace(8, "b", outputs=without_pose)],
+    )
     texts = [text.get_text() for text in figures[0].texts]
     assert texts[0] == "2 faces"
     assert texts[2:] == ["row 7  ·  a.avi, frame 3\npitch −10°   yaw +20°   roll 0°", "row 8  ·  b\nno pose"]
@@ -118,34 +116,37 @@ def test_sheets_are_about_square():
     for count in range(1, 61):
         columns = tile_columns(count)
         rows = -(-count // columns)
-        width, height = columns * 2 * drawing.PICTURE, rows * (drawing.PICTURE + drawing.CAPTION)
+        width, height = (
+            columns * 2 * contact_sheet.PICTURE,
+            rows * (contact_sheet.PICTURE + contact_sheet.CAPTION),
+        )
         assert 0.5 < width / height < 2
 
 
-def test_rotation_is_that_of_the_specification():
+def test_head_rotation_follows_the_specification():
     for angles in np.random.default_rng(0).uniform(-1.5, 1.5, (20, 3)):
         expected = Rotation.from_euler("xyz", angles).as_matrix()
         np.testing.assert_allclose(head_rotation(np.array([*angles, 1, 2, 3])), expected, atol=1e-12)
 
 
-def test_axes_turn_with_the_picture():
-    """A head tilted in the image is upright in a picture that is turned back."""
+def test_axes_rotate_with_the_picture():
+    """A head tilted in the image is upright in a picture rotated back."""
     tilt = np.radians(30)
     pose = np.array([0, 0, tilt, 0, 0, 0])
     cos, sin = np.cos(tilt), np.sin(tilt)
     in_image = pose_axes(pose, np.eye(2))
     np.testing.assert_allclose(in_image, [[cos, sin], [-sin, cos], [0, 0]], atol=1e-12)
-    turned_back = pose_axes(pose, np.array([[cos, sin], [-sin, cos]]))
-    np.testing.assert_allclose(turned_back, [[1, 0], [0, 1], [0, 0]], atol=1e-12)
+    rotated_back = pose_axes(pose, np.array([[cos, sin], [-sin, cos]]))
+    np.testing.assert_allclose(rotated_back, [[1, 0], [0, 1], [0, 0]], atol=1e-12)
 
 
-def test_the_nose_points_where_the_head_looks():
-    """Raw Roll of 30 degrees is what people call yaw: to the subject's right, the image's left."""
+def test_nose_points_in_viewing_direction():
+    """A raw Roll of 30 degrees is usually called yaw: to the subject's right, the image's left."""
     nose = pose_axes(np.radians([0, 30, 0, 0, 0, 0]), np.eye(2))[2]
     np.testing.assert_allclose(nose, [-0.5, 0], atol=1e-12)
 
 
-def test_cells_are_averaged_from_their_blocks():
+def test_cell_strength_is_the_mean_of_its_blocks():
     cells = np.random.default_rng(0).random((14, 14, 8))
     blocks = np.zeros((13, 13, 2, 2, 8))
     for row in range(13):
@@ -154,8 +155,8 @@ def test_cells_are_averaged_from_their_blocks():
     np.testing.assert_allclose(cell_strengths(blocks.ravel()), cells)
 
 
-@pytest.mark.parametrize("suffix", drawing.SUFFIXES)
-def test_every_suffix_is_written(tmp_path: Path, suffix: str):
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_writes_every_format(tmp_path: Path, suffix: str):
     path = tmp_path / f"face{suffix}"
     draw_face(path, outputs(0)["ALIGNED_FACES"], 56 + 45 * drawn_face(), outputs(0), pixel_aspect=1.2)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -163,39 +164,39 @@ def test_every_suffix_is_written(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_face_without_a_pose_is_drawn(tmp_path: Path):
+def test_draws_face_without_pose(tmp_path: Path):
     face = {**outputs(0), "POSE": np.full(6, np.nan, dtype=np.float32)}
     draw_face(tmp_path / "face.png", face["ALIGNED_FACES"], 56 + 45 * drawn_face(), face)
     assert (tmp_path / "face.png").exists()
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_black_face_without_a_mask_is_drawn(tmp_path: Path):
+def test_draws_black_face_without_mask(tmp_path: Path):
     face = outputs(0)
     face["HOG"][:] = 0
     face["MASK"][:] = False
-    draw_sheet(tmp_path / "sheet.png", [SheetFace(0, "", face=face)])
+    draw_sheet(tmp_path / "sheet.png", [SheetFace(0, "", outputs=face)])
 
 
-def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path):
+def test_rejects_unusable_paths_and_face_counts(tmp_path: Path):
     faces = sheet_faces(1)
     (tmp_path / "folder.png").mkdir()
     for name, message in (
-        ("sheet.bmp2", "pictures end in .png, "),
-        ("sheet", "pictures end in .png, "),
-        ("none/sheet.png", "there is no folder"),
+        ("sheet.bmp2", "name of a picture must end in .png, "),
+        ("sheet", "name of a picture must end in .png, "),
+        ("none/sheet.png", "does not exist"),
         ("folder.png", "it is a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             draw_sheet(tmp_path / name, faces)
-    for count in (0, MOST_FACES + 1):
+    for count in (0, MAX_FACES + 1):
         with pytest.raises(ValueError, match=f"1 to 500 faces, not {count}"):
             draw_sheet(tmp_path / "sheet.png", faces * count)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_the_old_picture(
+def test_failed_write_keeps_the_old_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ):
     path = tmp_path / "sheet.png"
@@ -214,11 +215,11 @@ def test_a_failure_leaves_the_old_picture(
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_only_drawing_imports_matplotlib_and_leaves_its_backend_alone():
+def test_only_plotting_imports_matplotlib_and_never_pyplot():
     program = (
         "import sys, triton_face_client\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "import triton_face_client.plotting.drawing\n"
+        "import triton_face_client.plotting.contact_sheet, triton_face_client.plotting.face_figure\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert 'scipy' not in sys.modules\n"
     )

@@ -1,0 +1,239 @@
+"""Draw a contact sheet: a tile with two pictures for each face."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from triton_face_client.plotting.panels import (
+    NOSE_TIP,
+    displayable,
+    draw_axes,
+    draw_contours,
+    draw_hog,
+    pose_axes,
+)
+from triton_face_client.plotting.picture_files import DPI, check_picture_path, save_figure
+from triton_face_client.pose import subject_pose
+
+AXIS_COLORS = ("#ff3b30", "#34e05f", "#3fa7ff")
+"""Bright, because the arrows are thin and the faces small."""
+
+MASK_COLOR = "#ffd60a"
+
+MAX_FACES = 500
+"""Per sheet: a picture of some 8000 pixels a side, which picture viewers still open."""
+
+OUTSIDE_BRIGHTNESS = 0.3
+"""Factor for the pixels outside the mask."""
+
+LEGEND = (
+    "Left: the aligned face, its mask (yellow, dark outside), landmarks (cyan), head axes (x red, y green, "
+    "z blue); white is off the crop. Right: HOG, edges of each cell. Angles: + is up, to the subject's right."
+)
+
+# Lengths in inches.
+PICTURE = 1.7
+GAP = 0.06
+CAPTION = 0.42
+MARGIN = 0.18
+TITLE = 0.4
+LINE = 0.14
+
+CAPTION_POINTS = 8
+LEGEND_CHARACTERS = 17
+"""Per inch."""
+REASON_CHARACTERS = 24
+"""Per line as wide as one picture; a reason without a crop has the width of two pictures."""
+REASON_LINES = 11
+
+
+@dataclass(frozen=True)
+class SheetFace:
+    """One face of a sheet.
+
+    Attributes
+    ----------
+    row : int
+        Row of the landmark table.
+    location : str
+        File and frame, for the caption.
+    outputs : mapping of str to ndarray, optional
+        The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE and AFFINE. Here AFFINE maps
+        pixels of the image to which POSE refers, not of the crop, to aligned pixels. None for a face without
+        features.
+    crop : ndarray of float32, shape (3, H, W), optional
+        Values in [0, 1]; shown for a face without features.
+    reason : str
+        Reason why the face has no features.
+    """
+
+    row: int
+    location: str
+    outputs: Mapping[str, NDArray[Any]] | None = None
+    crop: NDArray[np.float32] | None = None
+    reason: str = ""
+
+
+def draw_sheet(path: Path, faces: Sequence[SheetFace]) -> None:
+    """Draw a contact sheet and save it.
+
+    The left picture of each face shows the aligned face, dark outside the mask, with landmarks and the head's
+    axes; the right one shows its HOG. A face without features has its crop and the reason instead.
+
+    Parameters
+    ----------
+    path : Path
+        The picture, with one of `picture_files.SUFFIXES`; written atomically.
+    faces : sequence of SheetFace
+        1 to `MAX_FACES` faces.
+
+    Raises
+    ------
+    ValueError
+        If the picture cannot be written, or for another number of faces.
+    """
+    check_picture_path(path)
+    if not 1 <= len(faces) <= MAX_FACES:
+        raise ValueError(f"a sheet has 1 to {MAX_FACES} faces, not {len(faces)}")
+    sheet = _Sheet(len(faces), _sheet_title(faces))
+    for tile, face in enumerate(faces):
+        _draw_tile(sheet, tile, face)
+    save_figure(sheet.figure, path)
+
+
+def tile_columns(count: int) -> int:
+    """Return the number of tiles per row that makes a sheet of `count` tiles about square."""
+    tile_width, tile_height = 2 * PICTURE, PICTURE + CAPTION
+    return min(count, round((count * tile_height / tile_width) ** 0.5) or 1)
+
+
+class _Sheet:
+    """A figure with tiles at positions in inches, so that no text overlaps for any number of faces."""
+
+    def __init__(self, count: int, title: str) -> None:
+        self._columns = tile_columns(count)
+        rows = -(-count // self._columns)
+        self._width = self._columns * (2 * PICTURE + GAP + MARGIN) + MARGIN
+        legend = textwrap.wrap(LEGEND, int((self._width - 2 * MARGIN) * LEGEND_CHARACTERS))
+        self._header = TITLE + LINE * len(legend) + GAP
+        self._height = self._header + rows * (PICTURE + CAPTION) + GAP
+        self.figure = Figure(figsize=(self._width, self._height), dpi=DPI)
+        FigureCanvasAgg(self.figure)  # Text.get_window_extent needs a canvas.
+        self._write(MARGIN, self._height - 0.12, [title], fontsize=11, weight="bold")
+        self._write(MARGIN, self._height - TITLE, legend, fontsize=CAPTION_POINTS, color="0.3")
+
+    def panel(self, tile: int, picture: int, pictures: int = 1) -> Axes:
+        """Add axes that span `pictures` pictures of a tile, the first of them `picture`."""
+        left, top = self._corner(tile)
+        left += picture * (PICTURE + GAP)
+        width = pictures * (PICTURE + GAP) - GAP
+        bottom = top - PICTURE
+        box = (left / self._width, bottom / self._height, width / self._width, PICTURE / self._height)
+        return self.figure.add_axes(box)
+
+    def caption(self, tile: int, heading: str, line: str) -> None:
+        """Write two lines under a tile; shorten `heading` to the tile's width."""
+        left, top = self._corner(tile)
+        text = self._write(left, top - PICTURE - GAP, [heading, line], fontsize=CAPTION_POINTS)
+        max_width = (2 * PICTURE + GAP) * self.figure.dpi
+        length = len(heading)
+        while (width := text.get_window_extent().width) > max_width:
+            length = min(length - 1, int(length * max_width / width))
+            text.set_text(f"{_shortened(heading, length)}\n{line}")
+
+    def _write(self, left: float, top: float, lines: Sequence[str], **style: Any) -> Text:
+        text = "\n".join(lines)
+        # A dollar sign in a file name starts no formula.
+        style |= {"va": "top", "linespacing": 1.15, "parse_math": False}
+        return self.figure.text(left / self._width, top / self._height, text, **style)
+
+    def _corner(self, tile: int) -> tuple[float, float]:
+        """Return a tile's left and top edge, inches from the figure's left and bottom."""
+        row, column = divmod(tile, self._columns)
+        left = MARGIN + column * (2 * PICTURE + GAP + MARGIN)
+        return left, self._height - self._header - row * (PICTURE + CAPTION)
+
+
+def _sheet_title(faces: Sequence[SheetFace]) -> str:
+    without_features = sum(face.outputs is None for face in faces)
+    title = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
+    return f"{title}, {without_features} of them without features" if without_features else title
+
+
+def _draw_tile(sheet: _Sheet, tile: int, face: SheetFace) -> None:
+    pose = ""
+    if face.outputs is None:
+        _draw_reason(sheet, tile, face)
+    else:
+        _draw_aligned(sheet.panel(tile, 0), face.outputs)
+        draw_hog(sheet.panel(tile, 1), face.outputs["HOG"], len(face.outputs["MASK"]), 0.9)
+        pose = _pose_caption(face.outputs["POSE"])
+    sheet.caption(tile, f"row {face.row}  ·  {face.location}" if face.location else f"row {face.row}", pose)
+
+
+def _shortened(text: str, length: int) -> str:
+    """Omit the middle, because files of one recording differ at the end of their names."""
+    kept = length - 1
+    return text[: kept // 2] + "…" + text[-(kept - kept // 2) :]
+
+
+def _pose_caption(pose: NDArray[np.float32]) -> str:
+    if not np.isfinite(pose).all():
+        return "no pose"
+    pitch, roll, yaw = np.degrees(subject_pose(pose[None])[0, :3])
+    return f"pitch {_signed(pitch)}   yaw {_signed(yaw)}   roll {_signed(roll)}"
+
+
+def _signed(degrees: float) -> str:
+    rounded = round(float(degrees))
+    return f"{rounded:+d}°".replace("-", "−") if rounded else "0°"
+
+
+def _draw_reason(sheet: _Sheet, tile: int, face: SheetFace) -> None:
+    first = 0
+    if face.crop is not None:
+        panel = sheet.panel(tile, 0)
+        panel.imshow(face.crop.transpose(1, 2, 0).clip(0, 1), aspect="auto")
+        panel.set_axis_off()
+        first = 1
+    pictures = 2 - first
+    panel = sheet.panel(tile, first, pictures)
+    panel.set(xticks=[], yticks=[], facecolor="0.88")
+    panel.spines[:].set_visible(False)
+    lines = textwrap.wrap(face.reason, pictures * REASON_CHARACTERS, max_lines=REASON_LINES, placeholder=" …")
+    panel.text(
+        0.5,
+        0.5,
+        "\n".join(lines),
+        transform=panel.transAxes,
+        ha="center",
+        va="center",
+        fontsize=CAPTION_POINTS,
+        parse_math=False,
+    )
+
+
+def _draw_aligned(panel: Axes, outputs: Mapping[str, NDArray[Any]]) -> None:
+    mask, points, affine = outputs["MASK"], outputs["ALIGNED_LANDMARKS"], outputs["AFFINE"]
+    panel.imshow(displayable(outputs["ALIGNED_FACES"]) * np.where(mask, 1, OUTSIDE_BRIGHTNESS)[..., None])
+    panel.autoscale(False)
+    # A visible border separates white pixels outside the crop from the white page.
+    panel.set(xticks=[], yticks=[])
+    panel.spines[:].set(color="0.6", linewidth=0.5)
+    draw_contours(panel, points, 0.6)
+    if mask.any():
+        # Padding closes the outline at the edges of the picture; the outline covers the jaw's contour.
+        pixels = np.arange(-1, len(mask) + 1)
+        panel.contour(pixels, pixels, np.pad(mask, 1), [0.5], colors=MASK_COLOR, linewidths=1, zorder=3)
+    linear = affine[:, :2] / np.abs(np.linalg.det(affine[:, :2])) ** 0.5
+    axes = 0.35 * len(mask) * pose_axes(outputs["POSE"], linear)
+    draw_axes(panel, points[NOSE_TIP], axes, AXIS_COLORS, 1.6)
