@@ -27,7 +27,9 @@ def dashboard() -> Json:
     panels: list[Json] = []
     top = 0
     for title, row in ROWS.items():
-        panels.append({"type": "row", "title": title, "gridPos": _grid_position(0, top, GRID_WIDTH, ROW_HEIGHT)})
+        panels.append(
+            {"type": "row", "title": title, "gridPos": _grid_position(0, top, GRID_WIDTH, ROW_HEIGHT)}
+        )
         top += ROW_HEIGHT
         width = GRID_WIDTH // len(row)
         panels += [
@@ -142,7 +144,9 @@ def main() -> int:
         "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
     )
     check = parser.parse_args().check
-    stale = [path for path, text in generated_files().items() if not path.exists() or path.read_text() != text]
+    stale = [
+        path for path, text in generated_files().items() if not path.exists() or path.read_text() != text
+    ]
     for path in stale:
         if check:
             print(f"{path} is out of date: run `make monitoring`")

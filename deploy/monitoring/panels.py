@@ -1,7 +1,7 @@
 """Panels of the Grafana dashboard: titles, descriptions and queries, row by row.
 
-`{...}` in a query stands for the pods selected by the dashboard's variables. Panels show the series recorded by
-`recording_rules.yaml` where there is one, and do not repeat its expression.
+`{...}` in a query stands for the pods selected by the dashboard's variables. Where `recording_rules.yaml` records
+a series, panels use it and do not repeat its expression.
 """
 
 import dataclasses
@@ -94,8 +94,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Failed requests",
-            "By model and reason. BACKEND: an internal error of the model. REJECTED: the request waited too long "
-            "in the queue. OTHER of the ensemble: full queue or invalid face; Triton 2.51 counts each twice.",
+            "By model and reason. BACKEND: an internal error of the model. REJECTED: the request waited too "
+            "long in the queue. OTHER of the ensemble: full queue or invalid face; Triton 2.51 counts each twice.",
             "reqps",
             (
                 Query(
@@ -141,8 +141,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Latency": (
         Panel(
             "Request latency in the server",
-            "Median and 99th percentile of the ensemble over the last minute, without the network. The slowest "
-            "pod's, because percentiles of several pods cannot be averaged.",
+            "Median and 99th percentile of the ensemble over the last minute, without the network. The "
+            "slowest pod's, because percentiles of several pods cannot be averaged.",
             "ms",
             (
                 Query(
@@ -162,8 +162,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Time per face in align_mask",
-            "Mean by stage. On a GPU the warp runs asynchronously: its time counts in the stage that copies the "
-            "results.",
+            "Mean by stage. On a GPU the warp runs asynchronously: its time counts in the stage that copies "
+            "the results.",
             "ms",
             (
                 Query(
@@ -225,8 +225,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "GPUs": (
         Panel(
             "GPU utilisation",
-            "Fraction of the time in which a kernel ran. It does not show how much of the GPU a kernel used, so do "
-            "not scale on it.",
+            "Fraction of the time in which a kernel ran. It does not show how much of the GPU a kernel used, "
+            "so do not scale on it.",
             "percentunit",
             (Query("nv_gpu_utilization{...}", "{{pod}}"),),
         ),
