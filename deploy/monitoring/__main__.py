@@ -27,14 +27,11 @@ def dashboard() -> Json:
     panels: list[Json] = []
     top = 0
     for title, row in ROWS.items():
-        panels.append(
-            {"type": "row", "title": title, "gridPos": _grid_position(0, top, GRID_WIDTH, ROW_HEIGHT)}
-        )
+        panels.append({"type": "row", "title": title, "gridPos": _area(0, top, GRID_WIDTH, ROW_HEIGHT)})
         top += ROW_HEIGHT
         width = GRID_WIDTH // len(row)
         panels += [
-            _panel(panel, _grid_position(column * width, top, width, PANEL_HEIGHT))
-            for column, panel in enumerate(row)
+            _panel(panel, _area(column * width, top, width, PANEL_HEIGHT)) for column, panel in enumerate(row)
         ]
         top += PANEL_HEIGHT
     for number, panel in enumerate(panels, 1):
@@ -85,11 +82,11 @@ _BlockDumper.add_representer(
 )
 
 
-def _grid_position(left: int, top: int, width: int, height: int) -> Json:
+def _area(left: int, top: int, width: int, height: int) -> Json:
     return {"x": left, "y": top, "w": width, "h": height}
 
 
-def _panel(panel: Panel, position: Json) -> Json:
+def _panel(panel: Panel, area: Json) -> Json:
     source = {"type": "prometheus", "uid": "${datasource}"}
     defaults: Json = {"unit": panel.unit, "min": 0}
     if panel.threshold is not None:
@@ -110,7 +107,7 @@ def _panel(panel: Panel, position: Json) -> Json:
         "type": panel.kind,
         "title": panel.title,
         "description": panel.description,
-        "gridPos": position,
+        "gridPos": area,
         "datasource": source,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "targets": targets,
@@ -144,14 +141,13 @@ def main() -> int:
         "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
     )
     check = parser.parse_args().check
-    stale = [
-        path for path, text in generated_files().items() if not path.exists() or path.read_text() != text
-    ]
+    files = generated_files()
+    stale = [path for path in files if not path.exists() or path.read_text() != files[path]]
     for path in stale:
         if check:
             print(f"{path} is out of date: run `make monitoring`")
         else:
-            path.write_text(generated_files()[path])
+            path.write_text(files[path])
             print(f"wrote {path}")
     return 1 if check and stale else 0
 

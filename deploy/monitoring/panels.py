@@ -1,7 +1,7 @@
 """Panels of the Grafana dashboard: titles, descriptions and queries, row by row.
 
-`{...}` in a query stands for the pods selected by the dashboard's variables. Where `recording_rules.yaml` records
-a series, panels use it and do not repeat its expression.
+`{...}` in a query stands for the pods selected by the dashboard's variables. Panels use the series recorded by
+`recording_rules.yaml` instead of repeating an expression.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Failed requests",
             "By model and reason. BACKEND: an internal error of the model. REJECTED: the request waited too "
-            "long in the queue. OTHER of the ensemble: full queue or invalid face; Triton 2.51 counts each twice.",
+            "long in the queue. OTHER of the ensemble: full queue or invalid face; 2.51 counts each twice.",
             "reqps",
             (
                 Query(
