@@ -1,6 +1,6 @@
 """Panels of the Grafana dashboard: titles, descriptions and queries, row by row.
 
-`{...}` in a query stands for the pods selected by the dashboard's variables. Panels use the series recorded by
+`{...}` in a query stands for the pods selected by the dashboard's variables. Panels use the series of
 `recording_rules.yaml` instead of repeating an expression.
 """
 
