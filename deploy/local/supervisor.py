@@ -172,7 +172,7 @@ class _Metrics:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._memory: probe.Memory = {}
+        self._memory: probe.CounterHistory = {}
         self._was_in_trouble = False
         self._looked = time.monotonic()
 
@@ -186,7 +186,7 @@ class _Metrics:
             metrics = probe.get_metrics(self._port, now + probe.ANSWER_SECONDS)
         except (OSError, ValueError, http.client.HTTPException):
             return None  # the face that is sent shows a server that does not answer
-        found = probe.troubles(metrics, self._memory)
+        found = probe.find_problems(metrics, self._memory)
         was_in_trouble, self._was_in_trouble = self._was_in_trouble, bool(found)
         return "; ".join(found) if found and was_in_trouble else None
 

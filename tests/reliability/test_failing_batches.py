@@ -164,7 +164,7 @@ def test_an_instance_whose_batches_all_fail_is_not_ready(model: Model, how: str)
         # A request that reaches no computation says nothing of it.
         assert "neither of FRAMES" in model.ask_without_frames()
     assert model.failed_batches() == probe.FAILURES
-    (trouble,) = probe.troubles(model.metrics(), {})
+    (trouble,) = probe.find_problems(model.metrics(), {})
     assert trouble == "align_mask_0_0 has failed 3 batches in a row"
     model.break_down(None)
     assert isinstance(model.ask(), np.ndarray)
