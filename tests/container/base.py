@@ -73,8 +73,8 @@ def build_images(engine: Engine, digest: str, say: Say) -> None:
 def pip_settings() -> list[str]:
     """Return options of buildah that apply this machine's pip settings during the build only.
 
-    Files and folders in these settings are mounted at the same path. The index of a `file://` address is mounted
-    with its parent folder, because its links may point there.
+    Files and folders in these settings are mounted at the same path. The index of a `file://` address is
+    mounted with its parent folder, because its links may point there.
     """
     listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
     settings = dict(re.findall(r"^\S+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
