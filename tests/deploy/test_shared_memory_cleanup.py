@@ -69,7 +69,7 @@ print(json.dumps({"left": left, "files": files, "folders": folders}))
 @pytest.mark.parametrize("kind", ["serve.sh", "make serve"])
 def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind: str):
     """/dev/shm has room for one and a half servers and for a second server that keeps running."""
-    kills = 4
+    kills = 3
     of_one, of_second = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
     megabytes = int(1.5 * of_one + of_second) // 2**20
     done = run_with_small(
