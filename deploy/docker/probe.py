@@ -34,8 +34,8 @@ STALE_SECONDS = 8.0
 """Maximum age of a heartbeat: an instance updates it after each step of a batch, and every second while idle.
 
 The slowest step that the limits allow, the warp of eight frames of 3840x2160, takes 0.42 s of a core. On two
-cores with nine runnable processes and the largest requests (128 frames of 1920x1080, 32 of 3840x2160, 32 of
-1920x1080 in FP32) a step took up to 1.03 s and the heartbeat was at most 1.8 s old.
+cores with nine runnable processes and requests above today's max_request_pixels (128 frames of 1920x1080, 32
+of 3840x2160, 32 of 1920x1080 in FP32) a step took up to 1.03 s and the heartbeat was at most 1.8 s old.
 """
 
 WAIT_SECONDS = 4.0

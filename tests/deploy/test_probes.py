@@ -233,16 +233,16 @@ import numpy as np
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
 from triton_face_client.sample_faces import sample_faces
-frames, landmarks = sample_faces(128)
-large = np.zeros((128, 3, 1080, 1920), np.uint8)
-large[:, :, :112, :112] = frames
+frames, landmarks = sample_faces(16)
+large = np.zeros((16, 3, 1080, 1920), np.float32)
+large[:, :, :112, :112] = frames / np.float32(255)
 with FaceFeatureClient(sys.argv[1], timeout=250) as client:
-    infer(client, "ensemble", {"FRAMES_UINT8": large, "LANDMARKS": landmarks}, ["HOG", "POSE"])
+    infer(client, "ensemble", {"FRAMES": large, "LANDMARKS": landmarks}, ["HOG", "POSE"])
 """
 
 
 def test_largest_requests_pass_the_probe(container: dict, production: ProductionServer, tmp_path: Path):
-    """Two requests of 800 MB each, one for each align_mask instance."""
+    """Two requests with 16 frames of 1920x1080 in FP32, one for each align_mask instance."""
     with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
         command = [sys.executable, "-c", SEND_LARGEST_REQUEST, production.grpc_url]
         callers = [subprocess.Popen(command, cwd=PROJECT) for _ in range(2)]
