@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -254,7 +255,7 @@ def test_largest_requests_pass_the_probe(container: dict, production: Production
 def test_overloaded_server_passes_the_probe(container: dict, production: ProductionServer, tmp_path: Path):
     with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
         report = overload(production, OVERLOAD_SECONDS)
-    assert report.statuses["UNAVAILABLE"] > report.accepted, "no overload"
+    assert report.statuses["UNAVAILABLE"] > report.sent / 10, "no overload"
     assert kubelet.probes > OVERLOAD_SECONDS / container["livenessProbe"]["periodSeconds"]
     assert kubelet.failures == []
 
@@ -284,6 +285,8 @@ def test_rejected_requests_pass_the_probe(production: ProductionServer, tmp_path
     assert run_probe(production, tmp_path) is None
 
 
-def test_server_without_metrics_fails_the_probe(repository: Path, tmp_path: Path):
-    with ProductionServer(repository, options=("--allow-metrics=false",)) as server:
-        assert "ConnectionRefusedError" in run_probe(server, tmp_path)
+def test_server_without_metrics_fails_the_probe(production: ProductionServer, tmp_path: Path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # without listen()
+        port = str(closed.getsockname()[1])
+        assert "ConnectionRefusedError" in run_probe(production, tmp_path, METRICS_PORT=port)
