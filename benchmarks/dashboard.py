@@ -1,7 +1,7 @@
-"""What the dashboard shows of a server that is idle, loaded, overloaded, sent faulty faces and loses a stub.
+"""Draw the dashboard's panels from a real Prometheus, without Grafana.
 
-`python -m benchmarks.dashboard` runs the embedded server and a real Prometheus with the project's rules
-through six minutes, asks for every panel's queries and draws them, without Grafana.
+`python -m benchmarks.dashboard` takes six minutes: the embedded server is idle, loaded, overloaded, receives
+invalid faces and has one stub process stopped, while Prometheus scrapes it with the project's rules.
 """
 
 import argparse
@@ -40,21 +40,21 @@ OPTIONS = (
     "--metrics-config=summary_latencies=true",
     "--metrics-config=summary_quantiles=0.5:0.05,0.99:0.001",
 )
-"""Of serve.sh: what the panels of latency need."""
+"""Options of serve.sh that the latency panels need."""
 
 LABELS = {"namespace": "here", "pod": "server"}
 
 FACES = 8
-"""A request."""
+"""Faces per request."""
 
 Send = Callable[[FaceFeatureClient], None]
 
 Series = list[tuple[dict[str, str], np.ndarray]]
-"""Of a query: labels, and times and values [K, 2]."""
+"""Result of a query: for each series its labels, and times and values [K, 2]."""
 
 
 def main() -> None:
-    """Run the tour and save the picture."""
+    """Run all phases and save the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__)
     parser.add_argument("--picture", type=Path, default=PICTURE, metavar="FILE")
     picture = parser.parse_args().picture
@@ -65,31 +65,30 @@ def main() -> None:
     ):
         phases = run_phases(server)
         start, end = next(iter(phases.values())), time.time()
-        found = {
+        results = {
             title: [prometheus.query_range(query, start, end, 1.0) for query in queries]
             for title, queries in panels().items()
         }
-    draw(found, phases, start, picture)
+    draw(results, phases, start, picture)
     print(picture)
 
 
 def panels() -> dict[str, list[str]]:
-    """Return each panel's queries by its title, for the pod there is; without the GPUs' row."""
-    listed = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
-    found = {}
-    for panel in listed:
+    """Return the queries of each panel by its title, for the scraped server; without the row on GPUs."""
+    queries_by_title = {}
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
         queries = [target["expr"] for target in panel.get("targets", [])]
         if queries and "nv_gpu_" not in queries[0]:
-            found[panel["title"]] = [for_pod(query, **LABELS) for query in queries]
-    return found
+            queries_by_title[panel["title"]] = [for_pod(query, **LABELS) for query in queries]
+    return queries_by_title
 
 
 def run_phases(server: LocalServer) -> dict[str, float]:
-    """Go through the phases; return when each began, Unix time, by its name."""
+    """Run all phases; return the start of each, Unix time, by its name."""
     frames, landmarks = photo_faces(16, 730)
-    faulty = landmarks.copy()
-    faulty[::4, 30] = np.nan
-    faulty[1::8] = 40
+    invalid = landmarks.copy()
+    invalid[::4, 30] = np.nan
+    invalid[1::8] = 40
 
     def light(client: FaceFeatureClient) -> None:
         client.features(frames[:FACES], landmarks[:FACES])
@@ -99,26 +98,26 @@ def run_phases(server: LocalServer) -> dict[str, float]:
         which = np.arange(40 * FACES) % 16
         client.features(frames[which], landmarks[which])
 
-    def with_faults(client: FaceFeatureClient) -> None:
-        client.features(frames, faulty, on_invalid="nan")
+    def with_invalid_faces(client: FaceFeatureClient) -> None:
+        client.features(frames, invalid, on_invalid="nan")
 
     phases: dict[str, float] = {}
     for name, send, callers, seconds in (
         ("idle", None, 0, 30),
         ("loaded", light, 1, 70),
         ("overloaded", heavy, 3, 70),
-        ("faulty faces", with_faults, 1, 70),
+        ("invalid faces", with_invalid_faces, 1, 70),
     ):
         phases[name] = time.time()
         with _load(server, send, callers):
             _wait(name, seconds)
-    phases["a stub stopped"] = time.time()
+    phases["stub stopped"] = time.time()
     stub = next(one.pid for one in server_processes(server.pid) if one.name == "align_mask")
     os.kill(stub, signal.SIGSTOP)
-    _wait("a stub stopped", 90)
+    _wait("stub stopped", 90)
     os.kill(stub, signal.SIGCONT)
-    phases["and goes on"] = time.time()
-    _wait("and goes on", 30)
+    phases["stub continued"] = time.time()
+    _wait("stub continued", 30)
     return phases
 
 
@@ -147,13 +146,15 @@ def _wait(name: str, seconds: int) -> None:
         time.sleep(1)
 
 
-def draw(found: Mapping[str, list[Series]], phases: Mapping[str, float], start: float, picture: Path) -> None:
-    """Draw each panel, and the phases over all of them."""
+def draw(
+    results: Mapping[str, list[Series]], phases: Mapping[str, float], start: float, picture: Path
+) -> None:
+    """Draw each panel, with vertical lines where phases begin."""
     described = {
         panel["title"]: panel for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     }
-    figure, grid = plt.subplots(-(-len(found) // 3), 3, figsize=(15, 15), layout="constrained", sharex=True)
-    for axes, (title, queries) in zip(grid.flat, found.items(), strict=True):
+    figure, grid = plt.subplots(-(-len(results) // 3), 3, figsize=(15, 15), layout="constrained", sharex=True)
+    for axes, (title, queries) in zip(grid.flat, results.items(), strict=True):
         _draw_panel(axes, described[title], queries, start)
         for began in phases.values():
             axes.axvline(began - start, color="0.7", linewidth=0.8)
@@ -170,7 +171,7 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any], queries: list[Series], sta
     for target, series in zip(panel["targets"], queries, strict=True):
         shown = _by_bucket(series) if panel["type"] == "heatmap" else series
         for labels, values in shown:
-            # What never was, as failures for most reasons, is left out where there is more than one.
+            # Of several series, leave out those that are always 0, such as most reasons of failure.
             if len(series) == 1 or values[:, 1].any():
                 axes.plot(values[:, 0] - start, values[:, 1], linewidth=1, label=_name(target, labels))
     unit = panel["fieldConfig"]["defaults"]["unit"]
@@ -186,7 +187,7 @@ def _name(target: Mapping[str, str], labels: Mapping[str, str]) -> str:
 
 
 def _by_bucket(series: Series) -> Series:
-    """Turn a histogram's counts up to each bound into those of each bucket."""
+    """Turn a histogram's cumulative counts into the counts of each bucket."""
     ordered = sorted(series, key=lambda one: float(one[0]["le"]))
     below = np.zeros_like(ordered[0][1][:, 1])
     buckets = []

@@ -1,1 +1,1 @@
-"""Ways to run the model repository."""
+"""Local server, container image, Kubernetes manifests and monitoring."""

@@ -1,1 +1,1 @@
-"""The image: how it is built, how the server is started and probed in it."""
+"""Container image: build, start script and liveness probe."""

@@ -1,17 +1,21 @@
-"""The liveness probe: exits with 1, and says why, when the server must be restarted.
+"""Liveness probe: exits with 1 and prints the reason when the server must be restarted.
 
 Triton's own endpoints answer 200 while a model hangs or fails every request, and before 26.04 also while the
-process of a Python model is dead. This probe reads the metrics instead:
+stub process of a Python model is dead. This probe reads the metrics instead. It fails
 
-- `align_mask_heartbeat_seconds` of each instance: no progress for `STALE_SECONDS`;
-- `align_mask_failed_batches` of each instance: `FAILURES` batches in a row;
-- Triton's counters of `hog`, `pose_mlp` and any other model, whatever its backend: `FAILURES` requests failed
-  by the backend and none answered since; or requests that wait while none has ended for `WAIT_SECONDS`. The
-  counters of the last look are kept in a file.
+- when `align_mask_heartbeat_seconds` of an instance shows no progress for `STALE_SECONDS`;
+- when `align_mask_failed_batches` of an instance reaches `FAILURES`;
+- when any other model has failed `FAILURES` requests with an internal error since it last answered one, or
+  has ended no request for `WAIT_SECONDS` while some wait. A file keeps Triton's counters from one probe to
+  the next.
 
-It sends no face: a full queue would refuse it, and a busy pod is not a dead one. It does not ask a model
-whether it is ready: where Triton passes the question on to the model, a busy one may answer late. It needs
-nothing but Python's standard library.
+The probe sends no face: a full queue would reject it, and a busy server need not be restarted. It does not
+ask for the readiness of a model either: newer Triton versions pass that question to the model, which may be
+busy.
+
+Not detected: an `align_mask` process that hangs outside `execute`, where its heartbeat thread keeps running.
+
+Only Python's standard library is needed.
 """
 
 import http.client
@@ -27,31 +31,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 STALE_SECONDS = 8.0
-"""How long an instance of align_mask may take for one step of its work.
+"""Maximum age of a heartbeat: an instance updates it after each step of a batch, and every second while idle.
 
-The slowest step that its limits allow, eight frames of 3840x2160 through the warp, takes 0.42 s of a core;
-this is 19 times as long. Measured on two cores with nine runnable processes and requests above today's
-max_request_pixels (128 frames of 1920x1080, 32 of 3840x2160, 32 of 1920x1080 in FP32): a step took up to
-1.03 s, and the heartbeat, which is updated every second, was at most 1.8 s old.
+The slowest step that the limits allow, the warp of eight frames of 3840x2160, takes 0.42 s of a core. On two
+cores with nine runnable processes and requests above today's max_request_pixels (128 frames of 1920x1080, 32
+of 3840x2160, 32 of 1920x1080 in FP32) a step took up to 1.03 s and the heartbeat was at most 1.8 s old.
 """
 
 WAIT_SECONDS = 4.0
-"""How long the other models may end no request while some wait.
+"""Maximum time in which another model ends no request while some wait.
 
-Their slowest batch, hog of 128 faces, takes 40 ms of a core. Less than the manifests' period, so that two
-looks suffice; requests that wait for 10 s are rejected, and then none waits.
+The slowest batch, 128 faces of hog, takes 40 ms of a core. The time is shorter than the period of the probe,
+so two probes are enough. Triton rejects requests that have waited for 10 s, and then no request waits.
 """
 
 FAILURES = 3
-"""So many failures in a row are no coincidence; align_mask's is_ready() counts the same."""
+"""Failures in a row before a restart; is_ready() of align_mask uses the same number."""
 
 ANSWER_SECONDS = 4.0
-"""For both of the probe's requests together; the manifests give the probe 5 s."""
+"""Time limit of the probe's two requests together; the probe's own limit in the manifests is 5 s."""
 
-NOT_COUNTED = {"align_mask", "ensemble"}
-"""Models whose counters say nothing here. align_mask has metrics of its own, and its counters may stand still
-for longer, because they count whole requests. The ensemble's failures include invalid faces, and versions of
-Triton differ in the reason they give for these."""
+IGNORED_COUNTERS = {"align_mask", "ensemble"}
+"""Models whose Triton counters are not used. A request to align_mask may take longer than `WAIT_SECONDS`, so
+the probe uses its heartbeat. The ensemble's failures include invalid faces, with reasons that differ between
+Triton versions."""
 
 HEARTBEAT = re.compile(r'^align_mask_heartbeat_seconds{.*?model_instance="(.*?)".*?} (\S+)$', re.MULTILINE)
 FAILED_BATCHES = re.compile(r'^align_mask_failed_batches{.*?model_instance="(.*?)".*?} (\S+)$', re.MULTILINE)
@@ -62,19 +65,19 @@ LABEL = re.compile(r'(\w+)="(.*?)"')
 
 
 class Counters(NamedTuple):
-    """The counters of a model at a look, and what the looks before it make of them.
+    """Triton's counters of a model at a probe, and values derived from earlier probes.
 
     Attributes
     ----------
     answered, failed : float
-        Requests that the model answered and those that its backend failed. Rejected and cancelled requests
-        never reached it.
+        Requests that the model answered, and requests that its backend failed. Rejected and cancelled
+        requests do not reach the backend and are in neither.
     waiting : float
-        Requests that wait for the model.
+        Requests in the model's queue.
     failed_before : float
         `failed` when `answered` last changed.
     still_since : float
-        Time of the first look since which requests have waited and none has ended, s of the monotonic clock.
+        Time of the first probe since which requests have waited and none has ended, s of the monotonic clock.
     """
 
     answered: float
@@ -84,19 +87,19 @@ class Counters(NamedTuple):
     still_since: float
 
 
-Memory = dict[str, Counters]
-"""Model -> its counters at the last look."""
+CounterHistory = dict[str, Counters]
+"""Counters of each model at the last probe."""
 
 
-def why_dead(http_port: int, metrics_port: int, memory: Memory) -> str | None:
-    """Return why the server on this machine must be restarted, or None.
+def failure_reason(http_port: int, metrics_port: int, history: CounterHistory) -> str | None:
+    """Return the reason for a restart of the server on this machine, or None.
 
     Parameters
     ----------
     http_port, metrics_port : int
-        Its ports on 127.0.0.1.
-    memory : dict of str to Counters
-        What the last look remembered; it is updated.
+        Ports of the server on 127.0.0.1.
+    history : dict of str to Counters
+        Counters at the last probe; this function updates them.
     """
     deadline = time.monotonic() + ANSWER_SECONDS
     try:
@@ -105,8 +108,8 @@ def why_dead(http_port: int, metrics_port: int, memory: Memory) -> str | None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"ports {http_port} and {metrics_port}: {type(error).__name__}: {error}"
     if not HEARTBEAT.search(metrics):
-        return "no instance of align_mask has a heartbeat: is the metrics endpoint on?"
-    return "; ".join(troubles(metrics, memory)) or None
+        return "no instance of align_mask has a heartbeat: is the metrics endpoint enabled?"
+    return "; ".join(find_problems(metrics, history)) or None
 
 
 def get_metrics(port: int, deadline: float) -> str:
@@ -115,50 +118,50 @@ def get_metrics(port: int, deadline: float) -> str:
     Parameters
     ----------
     port : int
-        Its metrics port on 127.0.0.1.
+        Metrics port on 127.0.0.1.
     deadline : float
-        When to give up, s of the monotonic clock.
+        Time limit, s of the monotonic clock.
 
     Raises
     ------
     OSError, ValueError, http.client.HTTPException
-        When there is no good answer until then.
+        The server does not answer with status 200 before the deadline.
     """
     return _get(port, "/metrics", deadline)
 
 
-def troubles(metrics: str, memory: Memory) -> list[str]:
-    """Return what is wrong with the models of a server.
+def find_problems(metrics: str, history: CounterHistory) -> list[str]:
+    """Return the reasons for a restart that a server's metrics show.
 
     Parameters
     ----------
     metrics : str
-        Its metrics, as Prometheus reads them.
-    memory : dict of str to Counters
-        What the last look remembered; it is updated.
+        Metrics in Prometheus' text format.
+    history : dict of str to Counters
+        Counters at the last probe; this function updates them.
     """
     found = []
     for instance, moment in HEARTBEAT.findall(metrics):
         age = time.time() - float(moment)
-        # Far in the future, after a clock was set back, or not a number, it tells nothing either.
+        # A heartbeat in the future (the clock was set back) or NaN is no proof of progress.
         if not abs(age) <= STALE_SECONDS:
             found.append(f"{instance} has made no progress for {age:.0f} s")
     for instance, count in FAILED_BATCHES.findall(metrics):
         if float(count) >= FAILURES:
             found.append(f"{instance} has failed {float(count):.0f} batches in a row")
-    return found + _troubles_of_other_models(metrics, memory)
+    return found + _problems_of_other_models(metrics, history)
 
 
-def _troubles_of_other_models(metrics: str, memory: Memory) -> list[str]:
+def _problems_of_other_models(metrics: str, history: CounterHistory) -> list[str]:
     found = []
     now = time.monotonic()
     for model, (answered, failed, waiting) in _requests(metrics).items():
-        before = memory.get(model)
-        # Counters start again with the server, the clock with the machine.
+        before = history.get(model)
+        # A restart of the server resets the counters, a restart of the machine resets the clock.
         if before is None or answered + failed < before.answered + before.failed or now < before.still_since:
             before = Counters(answered, failed, 0, failed, now)
         same = (answered, failed) == (before.answered, before.failed)
-        memory[model] = after = Counters(
+        history[model] = after = Counters(
             answered,
             failed,
             waiting,
@@ -174,11 +177,11 @@ def _troubles_of_other_models(metrics: str, memory: Memory) -> list[str]:
 
 
 def _requests(metrics: str) -> dict[str, tuple[float, float, float]]:
-    """Return how many requests each model has answered, how many its backend failed, how many wait."""
+    """Return each model's numbers of answered, failed and waiting requests."""
     sums: Counter[tuple[str, str]] = Counter()
     for metric, text, value in REQUESTS.findall(metrics):
         labels = dict(LABEL.findall(text))
-        if labels["model"] not in NOT_COUNTED and labels.get("reason", "BACKEND") == "BACKEND":
+        if labels["model"] not in IGNORED_COUNTERS and labels.get("reason", "BACKEND") == "BACKEND":
             sums[labels["model"], metric] += float(value)
     return {
         model: (sums[model, "success"], sums[model, "failure"], sums[model, "pending"]) for model, _ in sums
@@ -198,8 +201,8 @@ def _get(port: int, path: str, deadline: float) -> str:
     return text
 
 
-def load(path: Path) -> Memory:
-    """Read what the last look remembered; nothing, when there is no such file of this user."""
+def load_history(path: Path) -> CounterHistory:
+    """Read the counters of the last probe; empty if the file is missing, damaged or another user's."""
     try:
         with _open(path, os.O_RDONLY, "r") as file:
             return {model: Counters(*map(float, values)) for model, values in json.load(file).items()}
@@ -207,21 +210,21 @@ def load(path: Path) -> Memory:
         return {}
 
 
-def save(path: Path, memory: Memory) -> None:
-    """Write what this look remembers.
+def save_history(path: Path, history: CounterHistory) -> None:
+    """Write the counters for the next probe.
 
     Raises
     ------
     OSError
-        When the file cannot be written or is another user's.
+        The file cannot be written or belongs to another user.
     """
     with _open(path, os.O_WRONLY | os.O_CREAT, "w") as file:
         file.truncate()
-        json.dump(memory, file)
+        json.dump(history, file)
 
 
 def _open(path: Path, flags: int, mode: str):  # noqa: ANN202
-    """Open a file in a folder that others may write to: no link, no FIFO, nobody else's."""
+    """Open a regular file of this user; other users may put links, FIFOs or files into the folder."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
@@ -231,18 +234,18 @@ def _open(path: Path, flags: int, mode: str):  # noqa: ANN202
 
 
 def main() -> int:
-    """Look at the ports of the environment's HTTP_PORT and METRICS_PORT, by default Triton's."""
+    """Probe the server on HTTP_PORT and METRICS_PORT of the environment, by default 8000 and 8002."""
     http_port, metrics_port = (
         int(os.environ.get(name, default))
         for name, default in (("HTTP_PORT", "8000"), ("METRICS_PORT", "8002"))
     )
     path = Path(tempfile.gettempdir()) / f"triton-face-probe-{os.geteuid()}-{metrics_port}.json"
-    memory = load(path)
-    reason = why_dead(http_port, metrics_port, memory)
+    history = load_history(path)
+    reason = failure_reason(http_port, metrics_port, history)
     try:
-        save(path, memory)
+        save_history(path, history)
     except OSError as error:
-        print(f"failures of other models than align_mask are not seen: {error}", file=sys.stderr)
+        print(f"only align_mask is checked, without the counters of other models: {error}", file=sys.stderr)
     if reason:
         print(reason)
     return 1 if reason else 0

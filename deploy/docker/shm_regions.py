@@ -1,15 +1,15 @@
-"""Shared-memory regions of a server: one name prefix each, and the removal of what killed servers left.
+"""Shared-memory regions of a server: a name prefix for each server, and cleanup after killed servers.
 
-Triton's Python backend keeps 64 MB and more for each stub in /dev/shm. A server that is killed together with
-its stubs leaves these regions there, and on Kubernetes /dev/shm outlives the container: after a few crashes
-no room would be left to start. So each server holds a lock on a file in /dev/shm that names the prefix of its
-regions. The kernel releases the lock when the server and its stubs are dead, however they died and in
-whichever container, and the next server that starts removes the regions of each released lock.
+Triton's Python backend allocates at least 64 MB in /dev/shm for each stub process. When a server and its
+stubs are killed together, these regions remain, and on Kubernetes /dev/shm outlives the container: after a
+few crashes a new server would have no room to start. Therefore each server locks a file in /dev/shm that
+names the prefix of its regions. The kernel releases the lock when the last process of the server is dead, and
+the next server that starts, in this container or another, removes the regions of every released lock.
 
     python3 -I shm_regions.py tritonserver OPTION...
 
-does this and then executes the command, with an option that names the prefix. Nothing but Python's standard
-library is needed.
+cleans up and then executes the command with an option that sets the prefix. Only Python's standard library is
+needed.
 """
 
 import contextlib
@@ -24,23 +24,23 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 
 SCARCE_BYTES = 8 * 64 * 2**20
-"""Regions of eight stubs, as many as a server has where all models run in Python."""
+"""Regions of eight stub processes: a server whose models all run in Python."""
 
 DYING_SECONDS = 3.0
-"""How long killed processes with gigabytes of memory may take to end."""
+"""Time that the kernel may take to end killed processes with gigabytes of memory."""
 
 LOCK_NAME = re.compile(r"triton_face_server_[0-9a-f]{12}\.lock")
 
 
 class RegionPrefix:
-    """The prefix of one server's regions, reserved for as long as a process has its lock open.
+    """Prefix of a server's regions, reserved while a process has its lock open.
 
     Attributes
     ----------
     name : str
-        The prefix; the names of all regions of the server start with it.
+        The prefix.
     lock : int
-        File descriptor of the lock, which the server has to inherit; -1 once it is released.
+        File descriptor of the lock, which the server must inherit; -1 after `release`.
     """
 
     def __init__(self, folder: Path = SHARED_MEMORY) -> None:
@@ -56,7 +56,7 @@ class RegionPrefix:
             self.name = f"triton_face_server_{secrets.token_hex(6)}_"
             path = _lock_path(folder, self.name)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            # Another server that starts now may take the new file for a dead server's before it is locked.
+            # Another server that starts now may have removed the new file before it was locked.
             if _try_lock(lock) and path.exists():
                 self.lock = lock
                 return
@@ -68,7 +68,7 @@ class RegionPrefix:
         return list(self._folder.glob(f"{self.name}*"))
 
     def remove_regions(self) -> None:
-        """Remove the regions, as of stubs that were killed; the prefix stays reserved."""
+        """Remove the regions after the stub processes were killed; the prefix stays reserved."""
         _remove_regions(self._folder, self.name)
 
     def release(self) -> None:
@@ -80,10 +80,10 @@ class RegionPrefix:
 
 
 def remove_leftovers(folder: Path = SHARED_MEMORY) -> list[str]:
-    """Remove the regions of servers of this user that are dead; return their prefixes.
+    """Remove the regions of this user's dead servers; return their prefixes.
 
-    Regions without a lock of ours, those of other users and those of living servers stay. Where room is
-    scarce, wait a moment for servers that are locked: the kernel may be ending their last processes.
+    Regions of other users, of other programs and of running servers stay. If /dev/shm has little room, wait
+    up to `DYING_SECONDS` for locks to be released: the kernel may still be ending killed processes.
     """
     removed = []
     deadline = time.monotonic() + DYING_SECONDS
@@ -97,12 +97,12 @@ def remove_leftovers(folder: Path = SHARED_MEMORY) -> list[str]:
 
 
 def _remove_if_dead(path: Path) -> str | None:
-    """Remove the regions that belong to a lock if no process holds it; return their prefix."""
+    """Remove the regions of a lock that no process holds; return their prefix."""
     try:
         if path.lstat().st_uid != os.geteuid():
             return None
         lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # removed meanwhile, a symbolic link, or of a mode that we did not give it
+    except OSError:  # already removed, a symbolic link, or a file with another mode
         return None
     try:
         if not _try_lock(lock):
@@ -132,33 +132,33 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove(folder: Path, prefix: str) -> None:
-    """Remove the regions first: an interrupted removal is completed by the next server that starts."""
+    """Remove the regions before the lock, so that the next server can complete an interrupted removal."""
     _remove_regions(folder, prefix)
     _lock_path(folder, prefix).unlink(missing_ok=True)
 
 
 def _remove_regions(folder: Path, prefix: str) -> None:
     for region in folder.glob(f"{prefix}*"):
-        # Other users may put files or folders of such names there; a server starts all the same.
+        # A folder, or another user's file, of such a name must not prevent the start.
         with contextlib.suppress(IsADirectoryError, PermissionError):
             region.unlink(missing_ok=True)
 
 
 def _clean_temporary_folder() -> None:
-    """Remove what the container's last server left in /tmp, which outlives a container on Kubernetes.
+    """Remove the last server's files from /tmp, which outlives a container on Kubernetes.
 
-    The empty folders that Triton's Python backend makes at each start, and what the liveness probe remembers
-    of that server. Only for the first process of a container, which has the container's /tmp for itself.
+    These are the liveness probe's counters and the empty folders that Triton's Python backend creates. Call
+    this only in the first process of a container, which is alone in the container's /tmp.
     """
-    for memory in Path("/tmp").glob("triton-face-probe-*.json"):
-        memory.unlink()
+    for counters in Path("/tmp").glob("triton-face-probe-*.json"):
+        counters.unlink()
     for folder in Path("/tmp").glob("python_env_*"):
-        with contextlib.suppress(OSError):  # not empty: an environment that a model brought
+        with contextlib.suppress(OSError):  # not empty: the packed Python environment of a model
             folder.rmdir()
 
 
 def main(command: list[str]) -> None:
-    """Remove leftovers, reserve a prefix and execute the command with it."""
+    """Clean up, reserve a prefix and execute the command with it."""
     if os.getpid() == 1:
         _clean_temporary_folder()
     try:

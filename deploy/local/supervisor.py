@@ -175,7 +175,7 @@ class _Metrics:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._memory: probe.Memory = {}
+        self._memory: probe.CounterHistory = {}
         self._failed_before = False
         self._last_read = time.monotonic()
 
@@ -189,7 +189,7 @@ class _Metrics:
             metrics = probe.get_metrics(self._port, now + probe.ANSWER_SECONDS)
         except (OSError, ValueError, http.client.HTTPException):
             return None  # the test request shows a server that does not respond
-        failures = probe.troubles(metrics, self._memory)
+        failures = probe.find_problems(metrics, self._memory)
         failed_before, self._failed_before = self._failed_before, bool(failures)
         return "; ".join(failures) if failures and failed_before else None
 

@@ -1,1 +1,1 @@
-"""What is watched: rules, alerts, the dashboard; `python -m deploy.monitoring` writes what they make."""
+"""Recording rules, alerts and dashboard; `python -m deploy.monitoring` generates files from them."""

@@ -1,4 +1,4 @@
-"""Write `dashboard.json` from the panels and `prometheus_rule.yaml` from the rules; --check only compares."""
+"""Write `dashboard.json` from the panels and `prometheus_rule.yaml` from the rule files."""
 
 import argparse
 import json
@@ -14,25 +14,24 @@ FOLDER = Path(__file__).resolve().parent
 RULES = ("recording_rules.yaml", "alerting_rules.yaml")
 
 POD_LABELS = 'namespace=~"$namespace", pod=~"$pod"'
-"""What the dashboard's variables choose."""
+"""Label matchers of the pods selected by the dashboard's variables."""
 
 ROW_HEIGHT, PANEL_HEIGHT, GRID_WIDTH = 1, 8, 24
-"""In Grafana's grid."""
+"""Units of Grafana's grid."""
 
 Json = dict[str, Any]
 
 
 def dashboard() -> Json:
-    """Return the dashboard as Grafana takes it."""
+    """Return the dashboard in Grafana's format."""
     panels: list[Json] = []
     top = 0
     for title, row in ROWS.items():
-        panels.append({"type": "row", "title": title, "gridPos": _place(0, top, GRID_WIDTH, ROW_HEIGHT)})
+        panels.append({"type": "row", "title": title, "gridPos": _area(0, top, GRID_WIDTH, ROW_HEIGHT)})
         top += ROW_HEIGHT
         width = GRID_WIDTH // len(row)
         panels += [
-            _panel(panel, _place(column * width, top, width, PANEL_HEIGHT))
-            for column, panel in enumerate(row)
+            _panel(panel, _area(column * width, top, width, PANEL_HEIGHT)) for column, panel in enumerate(row)
         ]
         top += PANEL_HEIGHT
     for number, panel in enumerate(panels, 1):
@@ -50,7 +49,7 @@ def dashboard() -> Json:
 
 
 def prometheus_rule() -> Json:
-    """Return the rules as the Prometheus Operator takes them."""
+    """Return the rules as the Prometheus Operator's PrometheusRule."""
     groups = [group for name in RULES for group in yaml.safe_load((FOLDER / name).read_text())["groups"]]
     labels = {"app.kubernetes.io/name": "triton-face"}
     return {
@@ -61,8 +60,8 @@ def prometheus_rule() -> Json:
     }
 
 
-def written() -> dict[Path, str]:
-    """Return what each of the two files must hold."""
+def generated_files() -> dict[Path, str]:
+    """Return the text of each generated file."""
     origin = f"# Written by `make monitoring` from {' and '.join(RULES)}.\n"
     rule = yaml.dump(prometheus_rule(), Dumper=_BlockDumper, sort_keys=False, width=1000)
     return {
@@ -72,7 +71,7 @@ def written() -> dict[Path, str]:
 
 
 class _BlockDumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
+    """Writes multi-line strings as block literals."""
 
 
 _BlockDumper.add_representer(
@@ -83,11 +82,11 @@ _BlockDumper.add_representer(
 )
 
 
-def _place(left: int, top: int, width: int, height: int) -> Json:
+def _area(left: int, top: int, width: int, height: int) -> Json:
     return {"x": left, "y": top, "w": width, "h": height}
 
 
-def _panel(panel: Panel, place: Json) -> Json:
+def _panel(panel: Panel, area: Json) -> Json:
     source = {"type": "prometheus", "uid": "${datasource}"}
     defaults: Json = {"unit": panel.unit, "min": 0}
     if panel.threshold is not None:
@@ -108,7 +107,7 @@ def _panel(panel: Panel, place: Json) -> Json:
         "type": panel.kind,
         "title": panel.title,
         "description": panel.description,
-        "gridPos": place,
+        "gridPos": area,
         "datasource": source,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "targets": targets,
@@ -136,18 +135,19 @@ def _variables() -> list[Json]:
 
 
 def main() -> int:
-    """Write the files, or say which are not what they must be."""
+    """Write the files, or with --check report those that are out of date."""
     parser = argparse.ArgumentParser(prog="python -m deploy.monitoring", description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 when a file is stale"
+        "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
     )
     check = parser.parse_args().check
-    stale = [path for path, text in written().items() if not path.exists() or path.read_text() != text]
+    files = generated_files()
+    stale = [path for path in files if not path.exists() or path.read_text() != files[path]]
     for path in stale:
         if check:
-            print(f"{path} is not what `make monitoring` writes")
+            print(f"{path} is out of date: run `make monitoring`")
         else:
-            path.write_text(written()[path])
+            path.write_text(files[path])
             print(f"wrote {path}")
     return 1 if check and stale else 0
 

@@ -1,7 +1,7 @@
-"""The dashboard's panels, row by row: what each shows and the queries behind it.
+"""Panels of the Grafana dashboard: titles, descriptions and queries, row by row.
 
-A query's `{...}` stands for the pods that the dashboard's variables choose. Ratios, rates of faces and what
-the autoscaler sees are the recorded series of `recording_rules.yaml`, never written out again here.
+`{...}` in a query stands for the pods selected by the dashboard's variables. Panels use the series of
+`recording_rules.yaml` instead of repeating an expression.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ AUTOSCALER = Path(__file__).resolve().parent.parent / "k8s" / "fleet" / "autosca
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A query and how its series are called.
+    """A query and the legend of its series.
 
     Attributes
     ----------
     expression : str
-        PromQL with `{...}` for the chosen pods, also beside other labels.
+        PromQL with `{...}`, alone or with further labels, for the selected pods.
     legend : str
-        Grafana's name for a series, labels in double braces.
+        Grafana's legend format: labels in double braces.
     """
 
     expression: str
@@ -30,20 +30,20 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A graph.
+    """A panel.
 
     Attributes
     ----------
     title, description : str
-        Above it, and behind its (i).
+        Grafana shows the description as the panel's tooltip.
     unit : str
         Grafana's name of the unit.
     queries : tuple of Query
-        What it shows.
+        The queries.
     threshold : float, optional
-        A line where things become worse.
+        Value of the threshold line.
     kind : str
-        Grafana's kind of panel.
+        Grafana's panel type.
     """
 
     title: str
@@ -55,9 +55,9 @@ class Panel:
 
 
 def scaling_targets(manifest: Path = AUTOSCALER) -> dict[str, float]:
-    """Return what an autoscaler aims at: a pod's mean of each metric, by its name.
+    """Return an autoscaler's target per pod for each metric, by the metric's name.
 
-    Of the suffixes of Kubernetes' quantities, m for thousandths is known.
+    Supports plain quantities and the suffix m (thousandths).
     """
     metrics = yaml.safe_load(manifest.read_text())["spec"]["metrics"]
     found = {}
@@ -69,17 +69,17 @@ def scaling_targets(manifest: Path = AUTOSCALER) -> dict[str, float]:
 
 
 def for_pod(expression: str, namespace: str, pod: str) -> str:
-    """Return a query of the dashboard as Grafana sends it when one pod is chosen."""
+    """Return a query of the dashboard as Grafana sends it when one pod is selected."""
     return expression.replace("$namespace", namespace).replace("$pod", pod)
 
 
 _TARGETS = scaling_targets()
 
 
-def _mean_ms(what: str) -> str:
-    """Return the mean time of a request in one of Triton's counters of microseconds, ms by model."""
+def _mean_ms(stage: str) -> str:
+    """Return the query of a request's mean time in one of Triton's stages, ms by model."""
     return (
-        f"sum by (model) (rate(nv_inference_{what}_duration_us{{...}}[1m])) / 1000"
+        f"sum by (model) (rate(nv_inference_{stage}_duration_us{{...}}[1m])) / 1000"
         " / clamp_min(sum by (model) (rate(nv_inference_request_success{...}[1m])), 0.001)"
     )
 
@@ -87,15 +87,15 @@ def _mean_ms(what: str) -> str:
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Load": (
         Panel(
-            "Faces",
-            "Answered, by pod.",
+            "Faces answered",
+            "Faces per second, by pod.",
             "faces/s",
             (Query("sum by (pod) (triton_face:faces:rate{...})", "{{pod}}"),),
         ),
         Panel(
-            "Requests that failed",
-            "By model and reason. A full queue and a faulty face are OTHER of the ensemble, each twice on "
-            "Triton 2.51; BACKEND is a fault of ours; REJECTED waited for too long.",
+            "Failed requests",
+            "By model and reason. BACKEND: an internal error of the model. REJECTED: the request waited too "
+            "long in the queue. OTHER of the ensemble: full queue or invalid face; 2.51 counts each twice.",
             "reqps",
             (
                 Query(
@@ -105,42 +105,44 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Faces refused, by reason",
-            "What is wrong with faces that come; a request that is sent again counts again.",
+            "Invalid faces",
+            "Rejected faces, by reason. A face that is sent again counts again.",
             "faces/s",
             (Query("sum by (reason) (rate(align_mask_refused_faces_total{...}[1m]))", "{{reason}}"),),
         ),
     ),
     "Scaling": (
         Panel(
-            "Waiting over computing",
-            "The scaling metric, by pod. At the line the autoscaler wants more pods.",
+            "Queue time over compute time",
+            "First scaling metric, by pod: time a request waits for align_mask over the time it is computed. "
+            "Above the line the autoscaler adds pods.",
             "none",
             (Query("triton_face:queue_compute:ratio{...}", "{{pod}}"),),
             threshold=_TARGETS["triton_face_queue_compute_ratio"],
         ),
         Panel(
-            "Requests that wait for align_mask",
-            "The other scaling metric, by pod; 64 may.",
+            "Queued requests of align_mask",
+            "Second scaling metric, by pod: one-minute mean. The queue holds 64 requests. Above the line the "
+            "autoscaler adds pods.",
             "none",
             (Query("triton_face:pending_requests:avg{...}", "{{pod}}"),),
             threshold=_TARGETS["triton_face_pending_requests"],
         ),
         Panel(
-            "Pods that answer Prometheus",
-            "And all it knows of.",
+            "Pods",
+            "Pods that Prometheus reaches, and all pods that it knows.",
             "none",
             (
-                Query('sum(up{..., job="triton-face"})', "answering"),
+                Query('sum(up{..., job="triton-face"})', "reached"),
                 Query('count(up{..., job="triton-face"})', "all"),
             ),
         ),
     ),
     "Latency": (
         Panel(
-            "A request, within the server",
-            "The slowest pod's quantiles of the ensemble, over Triton's own window of a minute. Quantiles of "
-            "pods cannot be averaged.",
+            "Request latency in the server",
+            "Median and 99th percentile of the ensemble over the last minute, without the network. The "
+            "slowest pod's, because percentiles of several pods cannot be averaged.",
             "ms",
             (
                 Query(
@@ -150,17 +152,18 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Stages of a request, mean",
-            "Waiting for an instance and being computed, by model.",
+            "Queue and compute time, mean",
+            "Mean time of a request in each model's queue and in its computation.",
             "ms",
             (
-                Query(_mean_ms("queue"), "{{model}} waits"),
-                Query(_mean_ms("compute_infer"), "{{model}} computes"),
+                Query(_mean_ms("queue"), "{{model}} queue"),
+                Query(_mean_ms("compute_infer"), "{{model}} compute"),
             ),
         ),
         Panel(
-            "A face in align_mask",
-            "Time by stage; on a GPU that of the pixels is in 'io'.",
+            "Time per face in align_mask",
+            "Mean by stage. On a GPU the warp runs asynchronously: its time counts in the stage that copies "
+            "the results.",
             "ms",
             (
                 Query(
@@ -171,10 +174,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
     ),
-    "Batches and stubs": (
+    "Dynamic batches and stub processes": (
         Panel(
-            "Faces in a batch, mean",
-            "By pod; 128 is the most.",
+            "Faces per batch, mean",
+            "Of align_mask's dynamic batches, by pod. The maximum is 128.",
             "none",
             (
                 Query(
@@ -185,56 +188,57 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Faces in a batch",
-            "How many batches of which size, a minute.",
+            "Batches by number of faces",
+            "Dynamic batches of align_mask per minute.",
             "none",
             (Query("sum by (le) (increase(align_mask_batch_faces_bucket{...}[1m]))", "{{le}}"),),
             kind="heatmap",
         ),
         Panel(
             "Heartbeats of align_mask's instances",
-            "Changes a minute. 0 is a stub that died, was stopped or hangs.",
+            "Changes per minute. 0: the instance's process died, was stopped or hangs.",
             "none",
             (Query("triton_face:heartbeats:changes{...}", "{{pod}} {{model_instance}}"),),
             threshold=1,
         ),
     ),
-    "Machines": (
+    "Errors and nodes": (
         Panel(
-            "CPU of the machine",
-            "Triton's reading of the whole machine a pod is on.",
+            "Internal errors",
+            "Requests per second that a model failed: a dead stub process, or an exception.",
+            "reqps",
+            (Query("triton_face:faults:rate{...}", "{{pod}}"),),
+        ),
+        Panel(
+            "CPU of the node",
+            "Utilisation of the whole node that a pod runs on, as Triton reads it.",
             "percentunit",
             (Query("nv_cpu_utilization{...}", "{{pod}}"),),
         ),
         Panel(
-            "Memory of the machine",
-            "The same.",
+            "Memory of the node",
+            "Memory in use on the whole node that a pod runs on, as Triton reads it.",
             "bytes",
             (Query("nv_cpu_memory_used_bytes{...}", "{{pod}}"),),
-        ),
-        Panel(
-            "Faults of our own",
-            "Requests a second that a model failed: a stub that died, an error in the code.",
-            "reqps",
-            (Query("triton_face:faults:rate{...}", "{{pod}}"),),
         ),
     ),
     "GPUs": (
         Panel(
-            "Utilisation",
-            "A share of time, not of the GPU: no sign to scale by.",
+            "GPU utilisation",
+            "Fraction of the time in which a kernel ran. It does not show how much of the GPU a kernel used, "
+            "so do not scale on it.",
             "percentunit",
             (Query("nv_gpu_utilization{...}", "{{pod}}"),),
         ),
         Panel(
-            "Memory",
-            "Used, of what there is.",
+            "GPU memory",
+            "In use, and total.",
             "bytes",
             (
-                Query("nv_gpu_memory_used_bytes{...}", "{{pod}}"),
-                Query("nv_gpu_memory_total_bytes{...}", "{{pod}} has"),
+                Query("nv_gpu_memory_used_bytes{...}", "{{pod}} in use"),
+                Query("nv_gpu_memory_total_bytes{...}", "{{pod}} total"),
             ),
         ),
-        Panel("Power", "Drawn.", "watt", (Query("nv_gpu_power_usage{...}", "{{pod}}"),)),
+        Panel("GPU power", "Power draw.", "watt", (Query("nv_gpu_power_usage{...}", "{{pod}}"),)),
     ),
 }

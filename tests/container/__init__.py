@@ -1,1 +1,1 @@
-"""The project's image on a stand-in for NVIDIA's, run by a real container engine: `make container-check`."""
+"""Tests of the image on a base like NVIDIA's, run by a real container engine (`make container-check`)."""

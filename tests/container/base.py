@@ -1,4 +1,4 @@
-"""Assembles the stand-in for NVIDIA's tritonserver image that base.Dockerfile describes, and builds on it."""
+"""Build of the base image (base.Dockerfile) and of the project's images on it."""
 
 import importlib.metadata
 import os
@@ -24,16 +24,16 @@ HERE = Path(__file__).resolve().parent
 
 
 def triton_version() -> str:
-    """Return the tag that the Makefile asks of the base."""
+    """Return the Makefile's tag of the base image."""
     return re.search(r"^TRITON_VERSION \?= (\S+)", (PROJECT / "Makefile").read_text(), re.MULTILINE)[1]
 
 
 def build_base(engine: Engine, say: Say) -> str:
-    """Build the base where its parts have changed; return its digest."""
+    """Build the base image unless it is cached; return its digest."""
     context = FOLDER / "base"
     context.mkdir(parents=True, exist_ok=True)
     if not (context / "debian.tar").exists():
-        say(f"unpacking Debian's {RELEASE} for the base image, a minute")
+        say(f"unpacking Debian {RELEASE} for the base image, about a minute")
         _make_debian(engine, context / "debian.tar")
     _lay_out_triton(context / "tritonserver")
     shutil.copy2(HERE / "nvidia_entrypoint.sh", context)
@@ -54,7 +54,7 @@ def build_base(engine: Engine, say: Say) -> str:
 
 
 def build_images(engine: Engine, digest: str, say: Say) -> None:
-    """Run `make image` and `make perf-image` as an operator does, with buildah in the place of Docker."""
+    """Run `make image` and `make perf-image` with buildah instead of Docker."""
     engine.podman("tag", f"{BASE}:{triton_version()}", f"{BASE}:{triton_version()}-sdk")
     commands = FOLDER / "bin"
     commands.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def build_images(engine: Engine, digest: str, say: Say) -> None:
     docker.chmod(0o755)
     make = ["env", f"PATH={commands}:{engine.environment['PATH']}", "make"]
     log = _new_log("image")
-    say(f"make image: five minutes where no layer is cached; see {log.relative_to(PROJECT)}")
+    say(f"make image: five minutes if no layer is cached; log: {log.relative_to(PROJECT)}")
     given = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}", f"IMAGE={IMAGE}"]
     engine.run(*make, "image", *given, log=log)
     say("make perf-image")
@@ -72,10 +72,10 @@ def build_images(engine: Engine, digest: str, say: Say) -> None:
 
 
 def pip_settings() -> list[str]:
-    """Return options of buildah that give this machine's pip settings to the build, and not to the image.
+    """Return options of buildah that apply this machine's pip settings during the build only.
 
-    Settings that name a file or folder of this machine have it mounted at the same place, an index (`file://`)
-    with its parent folder, where its links point.
+    Files and folders in these settings are mounted at the same path. The index of a `file://` address is
+    mounted with its parent folder, because its links may point there.
     """
     listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
     settings = dict(re.findall(r"^\S+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
@@ -103,7 +103,7 @@ def _make_debian(engine: Engine, archive: Path) -> None:
 
 
 def _lay_out_triton(target: Path) -> None:
-    """Copy the wheel's server to where NVIDIA's image has it, with the project's backend for ONNX Runtime."""
+    """Copy the server to the paths of NVIDIA's image, with the Python-based ONNX Runtime backend."""
     shutil.rmtree(target, ignore_errors=True)
     triton = find_triton()
     shutil.copytree(triton / "bin", target / "bin")

@@ -1,4 +1,4 @@
-"""The engine, the image and one running container of it."""
+"""Fixtures: the container engine, the image and one running container."""
 
 import signal
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ import pytest
 
 from tests.container.base import build_base, build_images
 from tests.container.container import Container, SharedMemory, pod_options
-from tests.container.engine import Engine, Say, enter_private_network, why_not
+from tests.container.engine import Engine, Say, enter_private_network, missing_requirement
 
 
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Say:
-    """Give a function that shows a line at once, whatever pytest captures."""
+    """Give a function that prints a line at once, despite pytest's capturing."""
     reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
@@ -26,11 +26,11 @@ def say(pytestconfig: pytest.Config) -> Say:
 
 @pytest.fixture(scope="session")
 def engine(say: Say) -> Iterator[Engine]:
-    """Give the engine with the images built. From here on this process is in namespaces of its own."""
-    reason = why_not()
+    """Give the engine with all images built, and move this process into its own namespaces."""
+    reason = missing_requirement()
     if reason:
         pytest.skip(f"make container-check cannot run here: {reason}")
-    # `timeout` sends SIGTERM; as a Ctrl-C it lets the fixtures remove their containers.
+    # `timeout` sends SIGTERM. Handled like Ctrl-C, it lets the fixtures remove their containers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running = Engine(say)
     build_images(running, build_base(running, say), say)
@@ -47,6 +47,6 @@ def shared_memory(engine: Engine) -> Iterator[SharedMemory]:
 
 @pytest.fixture(scope="module")
 def container(engine: Engine, shared_memory: SharedMemory) -> Iterator[Container]:
-    """Give a ready server, confined as in the manifests, for tests that leave it as it is."""
+    """Give a ready server with the manifests' settings to all tests that do not change it."""
     with Container(engine, pod_options(shared_memory.folder)) as running:
         yield running.wait_until_ready()

@@ -1,4 +1,4 @@
-"""Containers of the image, run as the manifests and the compose file run them."""
+"""Containers of the image with the settings of the manifests or of the compose file."""
 
 import contextlib
 import functools
@@ -24,30 +24,30 @@ START_SECONDS = 180.0
 
 
 class NotReadyError(RuntimeError):
-    """The container ended or was not ready in time; the message has the end of its log."""
+    """The container ended or was not ready in time; the message has the end of the log."""
 
 
 @functools.cache
 def pod() -> dict:
-    """Return the manifests' pod."""
+    """Return the pod template of the manifests."""
     return yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]
 
 
 @functools.cache
 def compose_service() -> dict:
-    """Return the compose file's service."""
+    """Return the service of the compose file."""
     return yaml.safe_load(COMPOSE.read_text())["services"]["triton-face"]
 
 
 def pod_options(shared_memory: Path, temporary: Path | None = None) -> list[str]:
-    """Return podman's options for the confinement of the manifests' pod.
+    """Return podman's options for the security settings, limits and volumes of the manifests' pod.
 
     Parameters
     ----------
     shared_memory : Path
-        Its volume /dev/shm, which outlives the container as Kubernetes' emptyDir does.
+        Folder for /dev/shm; it outlives the container, like Kubernetes' emptyDir.
     temporary : Path, optional
-        Its volume /tmp; by default a new tmpfs.
+        Folder for /tmp; by default a new tmpfs.
     """
     (container,) = pod()["containers"]
     security = container["securityContext"]
@@ -57,7 +57,7 @@ def pod_options(shared_memory: Path, temporary: Path | None = None) -> list[str]
     new_tmpfs = f"--tmpfs=/tmp:size={_engine_size(_volume_size('temporary'))}"
     return [
         f"--user={user['runAsUser']}:{user['runAsGroup']}",
-        # podman would mount further folders that can be written to, beside /tmp.
+        # By default podman mounts further writable folders beside /tmp.
         *("--read-only", "--read-only-tmpfs=false"),
         "--security-opt=no-new-privileges",
         *(f"--cap-drop={name}" for name in security["capabilities"]["drop"]),
@@ -68,7 +68,7 @@ def pod_options(shared_memory: Path, temporary: Path | None = None) -> list[str]
 
 
 def compose_options() -> list[str]:
-    """Return podman's options for the confinement of the compose file's service; the user is the image's."""
+    """Return podman's options for the security settings and limits of the compose file's service."""
     service = compose_service()
     assert service["read_only"]
     return [
@@ -87,22 +87,22 @@ def _volume_size(name: str) -> str:
 
 
 def _engine_size(quantity: str) -> str:
-    """Turn Kubernetes' `Gi` and `Mi` into podman's `g` and `m`."""
+    """Convert Kubernetes' suffixes `Gi` and `Mi` to podman's `g` and `m`."""
     return quantity.lower().removesuffix("i")
 
 
 class SharedMemory(contextlib.AbstractContextManager):
-    """A tmpfs for containers' /dev/shm, with the rights of Kubernetes' emptyDir of medium Memory.
+    """A tmpfs for /dev/shm with the permissions of Kubernetes' emptyDir of the medium Memory.
 
     Parameters
     ----------
     size : str, optional
-        As mount takes it; by default the manifests'.
+        Size in mount's format; by default that of the manifests.
 
     Attributes
     ----------
     folder : Path
-        Where it is mounted.
+        Mount point.
     """
 
     def __init__(self, size: str | None = None) -> None:
@@ -123,33 +123,33 @@ class SharedMemory(contextlib.AbstractContextManager):
         self.folder.rmdir()
 
     def resize(self, size: int) -> None:
-        """Change its size, in bytes."""
+        """Change the size, in bytes."""
         subprocess.run(["mount", "-o", f"remount,size={size}", self.folder], check=True)
 
     def files(self) -> set[str]:
-        """Return the names of the files in it."""
+        """Return the names of the files."""
         return {path.name for path in self.folder.iterdir()}
 
     def used(self) -> int:
-        """Return the bytes that its files take."""
+        """Return the bytes that the files use."""
         return sum(512 * path.stat().st_blocks for path in self.folder.iterdir())
 
 
 class Container(contextlib.AbstractContextManager):
-    """One container of the image: started on entry, removed on exit.
+    """A container of the image, started on entry and removed on exit.
 
     Parameters
     ----------
     engine : Engine
-        The container engine.
+        Container engine.
     confinement : list of str
         `pod_options(...)` or `compose_options()`.
     environment : dict of str to str, optional
-        As of a Deployment's `env`; without MODEL_CONFIG_NAME the portable configs.
+        Environment variables; without MODEL_CONFIG_NAME the server uses the portable configs.
     arguments : tuple of str
         Further options of tritonserver.
     ports : Ports
-        Where it listens; by default Triton's default ports.
+        Ports of the server; by default Triton's default ports.
     """
 
     def __init__(
@@ -167,41 +167,41 @@ class Container(contextlib.AbstractContextManager):
         self.ports = ports
 
     def __enter__(self) -> "Container":
-        """Start it; it need not be ready yet."""
-        # gRPC would share a taken port with its other listener, without an error.
+        """Start the container without waiting for readiness."""
+        # On a port that is in use gRPC would start without an error and share it.
         choose_ports(self.ports)
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
-        # The host's network is this process's own; the tests run the health check themselves.
+        # This process has its own network namespace. The tests run the health check themselves.
         options = ["--network=host", "--health-interval=disable", *self._confinement, *settings]
         self.name = self._engine.podman("run", "--detach", *options, IMAGE, *self._arguments)
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Kill and remove it."""
+        """Kill and remove the container."""
         self._engine.podman("rm", "--force", "--time=0", self.name)
 
     @property
     def grpc_url(self) -> str:
-        """Return the host and port of gRPC."""
+        """Host and port of gRPC."""
         return f"{HOST}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
-        """Return the host and port of the metrics."""
+        """Host and port of the metrics."""
         return f"{HOST}:{self.ports.metrics}"
 
     @property
     def pid(self) -> int:
-        """Return the number that its first process has on this machine."""
+        """Process id of the first process on this machine."""
         return int(self._inspect("State.Pid"))
 
     @property
     def is_running(self) -> bool:
-        """Tell whether its first process lives."""
+        """Whether the first process is running."""
         return self._inspect("State.Running") == "true"
 
     def processes(self) -> list[Process]:
-        """Return tritonserver and its stubs, with the numbers that they have on this machine."""
+        """Return tritonserver and its stub processes with their process ids on this machine."""
         return server_processes(self.pid)
 
     def wait_until_ready(self) -> "Container":
@@ -210,7 +210,7 @@ class Container(contextlib.AbstractContextManager):
         Raises
         ------
         NotReadyError
-            It ended, or took longer than START_SECONDS.
+            The container ended, or was not ready within START_SECONDS.
         """
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
@@ -231,7 +231,7 @@ class Container(contextlib.AbstractContextManager):
             return error.code
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the container, as the kubelet runs a probe."""
+        """Run a command in the container."""
         return self._engine.attempt("podman", "--log-level=fatal", "exec", self.name, *command)
 
     def check_health(self) -> subprocess.CompletedProcess[str]:
@@ -239,11 +239,11 @@ class Container(contextlib.AbstractContextManager):
         return self._engine.attempt("podman", "--log-level=fatal", "healthcheck", "run", self.name)
 
     def send(self, signal_name: str) -> None:
-        """Send a signal to its first process."""
+        """Send a signal to the first process."""
         self._engine.podman("kill", f"--signal={signal_name}", self.name)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Wait until it has ended; return its exit status."""
+        """Wait until the container ends; return its exit status."""
         deadline = time.monotonic() + seconds
         while self.is_running:
             assert time.monotonic() < deadline, f"still running after {seconds:.0f} s: {self.log()[-2000:]}"
@@ -251,7 +251,7 @@ class Container(contextlib.AbstractContextManager):
         return int(self._inspect("State.ExitCode"))
 
     def log(self) -> str:
-        """Return what it has written to its standard output and error."""
+        """Return the container's standard output and error."""
         done = self._engine.attempt("podman", "--log-level=fatal", "logs", self.name)
         return done.stdout + done.stderr
 
@@ -265,11 +265,11 @@ class Container(contextlib.AbstractContextManager):
 
 
 def probe(server: Container) -> subprocess.CompletedProcess[str]:
-    """Run the liveness probe as the manifests have it."""
+    """Run the liveness probe of the manifests."""
     return server.execute(*pod()["containers"][0]["livenessProbe"]["exec"]["command"])
 
 
 def assert_probes(server: Container, healthy: bool) -> None:
-    """Assert what the liveness probe and the image's health check say."""
+    """Assert that the liveness probe and the image's health check pass or fail."""
     for done in (probe(server), server.check_health()):
         assert done.returncode == (0 if healthy else 1), done

@@ -1,8 +1,7 @@
-"""Debian's podman and buildah, unpacked into a folder: nothing is installed on the machine.
+"""Debian's podman and buildah, unpacked into a folder without installing them.
 
-The engine runs in a mount namespace of its own, where it finds its libraries and keeps its state, and the
-containers run in a network namespace of its own, where Triton's default ports are free. Both namespaces, and
-with them every mount, end with the process that entered them.
+The engine runs in a separate mount namespace with its libraries and state, and the containers in a separate
+network namespace, where Triton's default ports are free. Both namespaces end with this process.
 """
 
 import ctypes
@@ -21,15 +20,15 @@ from pathlib import Path
 from deploy.local.server import PROJECT
 
 FOLDER = PROJECT / "build" / "container"
-"""Keeps the unpacked engine, the images and their layers between runs."""
+"""Folder of the unpacked engine, the images and their layers, kept between runs."""
 
 FETCH = PROJECT / "tests" / "tools" / "fetch_debian_packages.sh"
 
 PACKAGES = (
     *("podman", "buildah", "runc", "conmon", "debootstrap"),
-    # Default settings, the seccomp profile and the policy that allows local images.
+    # Default settings, seccomp profile and the policy that allows local images.
     *("golang-github-containers-common", "golang-github-containers-image"),
-    # Libraries that a small Debian lacks.
+    # Libraries missing in a minimal Debian.
     *("libgpgme11", "libassuan0", "libsubid4", "libdevmapper1.02.1", "libseccomp2", "libglib2.0-0"),
 )
 
@@ -37,7 +36,7 @@ ROOM = Path("/media")
 """Mount point of the engine's storage and state. A short path: a Unix socket's path has at most 107 bytes."""
 
 LAYER_CACHE = Path("/var/lib/containers/cache")
-"""No setting moves this folder. Empty, it stays on the machine, and so does /run/runc."""
+"""No setting moves this folder. It stays on the machine empty, like /run/runc."""
 
 PROGRAMS = ("apt-get", "dpkg-deb", "wget", "unshare", "mount", "ldconfig")
 
@@ -50,11 +49,11 @@ Say = Callable[[str], None]
 
 
 class EngineError(RuntimeError):
-    """A command of the engine failed; the message has the command and the end of its output."""
+    """A command of the engine failed; the message has the command and the end of the output."""
 
 
-def why_not() -> str | None:
-    """Return why this machine cannot run containers with Debian's engine, or None."""
+def missing_requirement() -> str | None:
+    """Return the reason why this machine cannot run Debian's container engine, or None."""
     if os.geteuid() != 0:
         return "containers need root"
     missing = [program for program in PROGRAMS if shutil.which(program, path=_system_path()) is None]
@@ -84,7 +83,7 @@ def debian_mirror() -> str | None:
 
 
 def enter_private_network() -> None:
-    """Leave the machine's network: this process and its children then have a loopback of their own."""
+    """Move this process and its children into a network namespace with only a loopback interface."""
     _unshare(CLONE_NEWNET)
     with socket.socket() as any_socket:
         loopback_up = struct.pack("16sh22x", b"lo", IFF_UP)  # struct ifreq
@@ -97,12 +96,12 @@ def _unshare(namespace: int) -> None:
 
 
 class Engine:
-    """Fetch the engine where it is missing, and put this process into a mount namespace where it works.
+    """Fetch the engine if it is missing, and move this process into a mount namespace for it.
 
     Parameters
     ----------
     say : callable of str
-        Shows a line.
+        Prints a line.
 
     Attributes
     ----------
@@ -125,12 +124,12 @@ class Engine:
             "CONTAINERS_STORAGE_CONF": str(self._storage()),
             "CONTAINERS_REGISTRIES_CONF": f"{self._unpacked}/etc/containers/registries.conf",
             "BUILDAH_ISOLATION": "chroot",
-            # OCI's own format of an image has no health check.
+            # The OCI image format has no health check.
             "BUILDAH_FORMAT": "docker",
             "BUILDAH_LAYERS": "true",
             "DEBOOTSTRAP_DIR": f"{self._unpacked}/usr/share/debootstrap",
         }
-        self.podman("rm", "--all", "--force")  # of a run that was killed
+        self.podman("rm", "--all", "--force")  # containers of a killed run
 
     def run(self, *command: str | Path, log: Path | None = None) -> str:
         """Run a command in the engine's environment.
@@ -140,22 +139,24 @@ class Engine:
         *command : str or Path
             The program and its arguments.
         log : Path, optional
-            A file for everything the command says.
+            File for the output.
 
         Returns
         -------
         str
-            Its standard output, empty with a `log`.
+            Standard output, empty with a `log`.
 
         Raises
         ------
         EngineError
-            Its exit status is not 0.
+            The exit status is not 0.
         """
         done = self.attempt(*command, log=log)
         if done.returncode != 0:
-            said = log.read_text() if log else done.stdout + done.stderr
-            raise EngineError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{said[-3000:]}")
+            output = log.read_text() if log else done.stdout + done.stderr
+            raise EngineError(
+                f"{' '.join(map(str, command))}: exit status {done.returncode}\n{output[-3000:]}"
+            )
         return done.stdout or ""
 
     def attempt(self, *command: str | Path, log: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -172,7 +173,7 @@ class Engine:
         return self.run("podman", "--log-level=fatal", *arguments).rstrip("\n")
 
     def inspect_image(self, image: str) -> dict:
-        """Return what the engine knows of an image."""
+        """Return the engine's description of an image."""
         return json.loads(self.podman("image", "inspect", image))[0]
 
     def _mount(self) -> None:
@@ -184,7 +185,7 @@ class Engine:
         settings = FOLDER / "ld.so.conf"
         settings.write_text("\n".join(["include /etc/ld.so.conf", *map(str, folders), ""]))
         _unshare(CLONE_NEWNS)
-        # Not LD_LIBRARY_PATH: programs that the engine starts do not inherit it.
+        # Programs started by the engine do not inherit LD_LIBRARY_PATH.
         for command in (
             ["mount", "--make-rprivate", "/"],
             ["ldconfig", "-X", "-f", settings, "-C", cache],
@@ -205,7 +206,7 @@ class Engine:
         return home
 
     def _settings(self) -> Path:
-        # podman's own defaults are higher than a process without CAP_SYS_RESOURCE may ask for.
+        # A process without CAP_SYS_RESOURCE cannot set podman's higher defaults.
         _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         ulimits = [f"nofile=1024:{open_files}", "nproc=10000:10000"]
         path = FOLDER / "containers.conf"

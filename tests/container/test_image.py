@@ -1,4 +1,4 @@
-"""What is in the image, and how large it is."""
+"""Files, packages, permissions and size of the image."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ DOCKERFILES = PROJECT / "deploy" / "docker"
 
 @contextlib.contextmanager
 def mounted(engine: Engine, image: str) -> Iterator[Path]:
-    """Give the folder where an image's files are."""
+    """Mount an image and give its folder."""
     folder = Path(engine.podman("image", "mount", image))
     try:
         yield folder
@@ -28,11 +28,11 @@ def mounted(engine: Engine, image: str) -> Iterator[Path]:
 
 
 def layers(engine: Engine, image: str) -> list[dict]:
-    """Return the image's history, oldest step first."""
+    """Return the build steps of an image, oldest first."""
     return json.loads(engine.podman("history", "--no-trunc", "--format=json", image))[::-1]
 
 
-def test_size_of_the_image_and_of_each_layer(engine: Engine, say: Say):
+def test_reports_the_size_of_each_layer(engine: Engine, say: Say):
     steps = layers(engine, IMAGE)
     of_base = len(layers(engine, f"{BASE}:{triton_version()}"))
     rows = [("base" if number < of_base else "image", step) for number, step in enumerate(steps)]
@@ -46,8 +46,8 @@ def test_size_of_the_image_and_of_each_layer(engine: Engine, say: Say):
     assert 0 < ours < total
 
 
-def test_the_builder_gets_the_dockerfiles_sources_alone(engine: Engine, tmp_path: Path):
-    """With .dockerignore: no environment, no tests, no model that was built on this machine."""
+def test_build_context_has_only_the_sources_of_the_dockerfiles(engine: Engine, tmp_path: Path):
+    """.dockerignore excludes the virtual environment, the tests and models built on this machine."""
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text("FROM scratch\nCOPY . /\n")
     name = "localhost/context:check"
@@ -68,13 +68,13 @@ def test_the_builder_gets_the_dockerfiles_sources_alone(engine: Engine, tmp_path
     assert [path for path in sent if path.suffix == ".onnx" or "__pycache__" in path.parts] == []
 
 
-def test_it_has_the_packages_that_serving_needs_and_no_others(engine: Engine):
+def test_image_has_only_the_packages_for_serving(engine: Engine):
     with mounted(engine, IMAGE) as folder:
         found = (folder / SERVED / "python").glob("lib/python*/site-packages/*.dist-info")
         installed = {path.name.split("-")[0].lower().replace("_", "-") for path in found}
     lines = (PROJECT / "requirements-serve.txt").read_text().splitlines()
     assert {line.split("==")[0] for line in lines if "==" in line} <= installed
-    # For the export, the tests and the local server.
+    # Packages of the export, the tests and the local server.
     others = {
         "pip",
         "onnx",
@@ -88,7 +88,7 @@ def test_it_has_the_packages_that_serving_needs_and_no_others(engine: Engine):
     assert installed.isdisjoint(others)
 
 
-def test_it_has_the_models_and_what_starts_them(engine: Engine):
+def test_image_has_models_and_scripts(engine: Engine):
     with mounted(engine, IMAGE) as folder:
         served = {str(path.relative_to(folder / SERVED)) for path in (folder / SERVED).glob("*")}
         assert served == {"model_repository", "python", "serve.sh", "shm_regions.py", "probe.py"}
@@ -98,13 +98,13 @@ def test_it_has_the_models_and_what_starts_them(engine: Engine):
             assert (folder / SERVED / "model_repository" / model / "1" / "model.onnx").stat().st_size > 1000
 
 
-def test_nobody_but_root_can_change_a_file_of_it(engine: Engine):
+def test_only_root_can_change_files(engine: Engine):
     with mounted(engine, IMAGE) as folder:
         writable = [
             path.relative_to(folder)
             for path, mode in ((path, path.lstat()) for path in folder.rglob("*"))
             if not stat.S_ISLNK(mode.st_mode)
-            # A folder like /tmp: others may add files and change none.
+            # In folders like /tmp users can add files but not change those of others.
             and not mode.st_mode & stat.S_ISVTX
             and (mode.st_mode & stat.S_IWOTH or (path.is_relative_to(folder / SERVED) and mode.st_uid != 0))
         ]
@@ -117,7 +117,7 @@ def test_nobody_but_root_can_change_a_file_of_it(engine: Engine):
         assert unreadable == []
 
 
-def test_the_load_generators_image_has_the_faces(engine: Engine):
+def test_load_generator_image_has_the_faces(engine: Engine):
     with mounted(engine, PERF_IMAGE) as folder:
         faces = (folder / SERVED / "faces_uint8.json").read_bytes()
     assert faces == (PROJECT / "benchmarks" / "data" / "faces_uint8.json").read_bytes()
@@ -125,5 +125,5 @@ def test_the_load_generators_image_has_the_faces(engine: Engine):
 
 
 @pytest.mark.parametrize("image", [IMAGE, PERF_IMAGE])
-def test_it_runs_as_an_ordinary_user(engine: Engine, image: str):
+def test_image_runs_as_an_unprivileged_user(engine: Engine, image: str):
     assert engine.inspect_image(image)["Config"]["User"] == "1000:1000"

@@ -1,4 +1,4 @@
-"""Containers that start, fail and end: dead and hung stubs, stops, kills, settings, TLS, the admin key."""
+"""Start, failure and end of containers: stub processes, stops, kills, settings, TLS and the admin key."""
 
 import contextlib
 import dataclasses
@@ -27,15 +27,16 @@ from tests.container.container import (
 )
 from tests.container.engine import Engine, Say
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
 
 KEY = "a-key-of-the-tests-and-no-other"
 
 PROBE_SECONDS = 20.0
-"""Within this the liveness probe fails."""
+"""Time limit from a failure to the failing liveness probe."""
 
-KILLS = 20
-NEIGHBOUR_PORTS = Ports(http=8010, grpc=8011, metrics=8012)
+KILLS = 8
+OTHER_PORTS = Ports(http=8010, grpc=8011, metrics=8012)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def confinement(shared_memory: SharedMemory) -> list[str]:
     return pod_options(shared_memory.folder)
 
 
-def test_it_serves_as_compose_runs_it(engine: Engine):
+def test_server_with_the_settings_of_compose_computes_features(engine: Engine):
     frames, landmarks = photo_faces(128, 750)
     with Container(engine, compose_options()) as server, FaceFeatureClient(server.grpc_url) as client:
         server.wait_until_ready()
@@ -51,50 +52,49 @@ def test_it_serves_as_compose_runs_it(engine: Engine):
         assert_probes(server, healthy=True)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_probe_and_health_check_see_a_stub_that_is_gone(
-    engine: Engine, confinement: list[str], how: str, say: Say
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])
+def test_dead_stub_process_fails_the_probes(
+    engine: Engine, confinement: list[str], signal_name: str, say: Say
 ):
     with Container(engine, confinement) as server:
         server.wait_until_ready()
         assert_probes(server, healthy=True)
         stub = next(process for process in server.processes() if process.name == "align_mask")
-        subprocess.run(["kill", f"-{how}", str(stub.pid)], check=True)
-        say(f"noticed after {seconds_until_unhealthy(server):.0f} s")
+        subprocess.run(["kill", f"-{signal_name}", str(stub.pid)], check=True)
+        say(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
         assert_probes(server, healthy=False)
 
 
-def test_probe_and_health_check_see_a_stub_that_hangs(
+def test_hanging_stub_process_fails_the_probes(
     engine: Engine, confinement: list[str], tmp_path: Path, say: Say
 ):
-    """In the middle of a batch, while its other threads go on."""
+    """It hangs in a batch, while its other threads continue."""
     hull_mask = tmp_path / "hull_mask.py"
     shutil.copy(PROJECT / "model_repository/align_mask/1/align_mask/hull_mask.py", hull_mask)
-    with hull_mask.open("a") as code:
-        code.write("\nimport time\ndef hull_masks(*arguments, **options):\n    time.sleep(600)\n")
+    wrap_function(hull_mask, "hull_masks", before="time.sleep(600)")
     hull_mask.chmod(0o644)
     served = "/opt/triton-face/model_repository/align_mask/1/align_mask/hull_mask.py"
     with Container(engine, [*confinement, f"--volume={hull_mask}:{served}:ro"]) as server:
         server.wait_until_ready()
         assert_probes(server, healthy=True)
         with background_request(server):
-            say(f"noticed after {seconds_until_unhealthy(server):.0f} s")
+            say(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
             assert_probes(server, healthy=False)
             server.send("KILL")
 
 
 def seconds_until_unhealthy(server: Container) -> float:
-    """Return how long it takes until the liveness probe fails."""
+    """Wait until the liveness probe fails; return the time that passed."""
     began = time.monotonic()
     while probe(server).returncode == 0:
-        assert time.monotonic() - began < PROBE_SECONDS, "the probe sees nothing"
+        assert time.monotonic() - began < PROBE_SECONDS, "the probe does not fail"
         time.sleep(1)
     return time.monotonic() - began
 
 
 @contextlib.contextmanager
 def background_request(server: Container) -> Iterator[None]:
-    """Send a request that will not be answered."""
+    """Send a request that gets no response."""
     frames, landmarks = photo_faces(1, 751)
 
     def ask() -> None:
@@ -112,14 +112,14 @@ def background_request(server: Container) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Load:
-    """Callers that send the same faces again and again.
+    """Results of callers that send the same faces repeatedly.
 
     Attributes
     ----------
     answers : list of ndarray
         HOG of each call.
     failures : list of Exception
-        What ended a caller.
+        Exceptions that ended a caller.
     """
 
     answers: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -152,8 +152,8 @@ def load(url: str, frames: np.ndarray, landmarks: np.ndarray, callers: int = 3) 
             thread.join()
 
 
-def test_a_stop_under_load_loses_no_face(engine: Engine, confinement: list[str], say: Say):
-    """SIGTERM without preStop, as compose sends it. The client's retries bridge the time to the successor."""
+def test_stop_under_load_loses_no_face(engine: Engine, confinement: list[str], say: Say):
+    """Compose sends SIGTERM without preStop. The client retries until the next server is ready."""
     frames, landmarks = photo_faces(32, 752)
     grace = float(compose_service()["stop_grace_period"].removesuffix("s"))
     with Container(engine, confinement) as server, contextlib.ExitStack() as successors:
@@ -170,46 +170,48 @@ def test_a_stop_under_load_loses_no_face(engine: Engine, confinement: list[str],
             ready = time.monotonic() - began - stopped
             wait_until(lambda: len(measured.answers) > before + 10 or bool(measured.failures))
     faces = sum(len(answer) for answer in measured.answers)
-    say(f"stopped in {stopped:.1f} s, the successor ready {ready:.1f} s later; {faces} faces, all answered")
+    say(f"stopped in {stopped:.1f} s, next server ready {ready:.1f} s later; {faces} faces, none lost")
     assert measured.failures == []
     assert before > 0
     for answer in measured.answers:
         np.testing.assert_array_equal(answer, expected)
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
         time.sleep(0.1)
 
 
-def test_it_starts_again_after_each_sigkill(engine: Engine, say: Say):
-    """With the same /tmp and a /dev/shm with room for one and a half servers beside a living neighbour."""
-    settings = {"HTTP_PORT": str(NEIGHBOUR_PORTS.http), "METRICS_PORT": str(NEIGHBOUR_PORTS.metrics)}
-    options = tuple(f"--{name}-port={port}" for name, port in dataclasses.asdict(NEIGHBOUR_PORTS).items())
+def test_server_starts_after_each_sigkill(engine: Engine, say: Say):
+    """/tmp is kept. /dev/shm has room for one and a half servers beside another one that keeps running."""
+    settings = {"HTTP_PORT": str(OTHER_PORTS.http), "METRICS_PORT": str(OTHER_PORTS.metrics)}
+    options = tuple(f"--{name}-port={port}" for name, port in dataclasses.asdict(OTHER_PORTS).items())
     with SharedMemory("2g") as memory, SharedMemory("256m") as temporary:
         confinement = pod_options(memory.folder, temporary.folder)
-        with Container(engine, pod_options(memory.folder), settings, options, NEIGHBOUR_PORTS) as neighbour:
-            neighbour.wait_until_ready()
+        with Container(engine, pod_options(memory.folder), settings, options, OTHER_PORTS) as other:
+            other.wait_until_ready()
             regions, of_one = memory.files(), memory.used()
             memory.resize(of_one + 3 * of_one // 2)
             say(f"a server uses {of_one / 2**20:.0f} MB; /dev/shm has {2.5 * of_one / 2**20:.0f} MB")
-            kill_again_and_again(engine, confinement, memory)
+            kill_repeatedly(engine, confinement, memory)
             with Container(engine, confinement) as server:
                 assert_answers(server.wait_until_ready())
                 assert memory.used() == 2 * of_one, sorted(memory.files())
-                assert regions < memory.files(), "the living neighbour's regions"
-                folders_of_one = neighbour.execute("ls", "/tmp").stdout.split()
-                assert len(temporary.files()) == len(folders_of_one), "folders of killed servers in /tmp"
-                assert_probes(neighbour, healthy=True)
-                assert_answers(neighbour)
+                assert regions < memory.files(), "regions of the running server"
+                folders_of_one = other.execute("ls", "/tmp").stdout.split()
+                assert len(temporary.files()) == len(folders_of_one), (
+                    "folders of killed servers remain in /tmp"
+                )
+                assert_probes(other, healthy=True)
+                assert_answers(other)
                 server.send("TERM")
                 assert server.wait() == 0
 
 
-def kill_again_and_again(engine: Engine, confinement: list[str], memory: SharedMemory) -> None:
-    """Start a server and kill all its processes: once when it is ready, once in the middle of its start."""
+def kill_repeatedly(engine: Engine, confinement: list[str], memory: SharedMemory) -> None:
+    """Start servers and kill all their processes, alternately when ready and during the start."""
     others = memory.files()
     for number in range(KILLS):
         before = memory.files()
@@ -220,7 +222,7 @@ def kill_again_and_again(engine: Engine, confinement: list[str], memory: SharedM
                 assert_answers(server.wait_until_ready())
             server.send("KILL")
             assert server.wait() == 137
-        assert memory.files() > others, "a killed server leaves regions, or this test proves nothing"
+        assert memory.files() > others, "a killed server leaves no regions: this test proves nothing"
 
 
 def assert_answers(server: Container) -> None:
@@ -230,7 +232,7 @@ def assert_answers(server: Container) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "complaint"),
+    ("environment", "message"),
     [
         ({"MODEL_CONFIG_NAME": "gpus"}, "gpus"),
         ({"ADMIN_KEY": "short"}, "ADMIN_KEY"),
@@ -239,18 +241,18 @@ def assert_answers(server: Container) -> None:
     ],
     ids=["profile", "short key", "key with a comma", "no certificate"],
 )
-def test_a_wrong_environment_ends_it_at_once(
-    engine: Engine, confinement: list[str], environment: dict[str, str], complaint: str
+def test_wrong_environment_prevents_the_start(
+    engine: Engine, confinement: list[str], environment: dict[str, str], message: str
 ):
     with Container(engine, confinement, environment) as server:
         assert server.wait(20) != 0
         (line,) = server.log().splitlines()
         assert line.startswith("serve.sh: ")
-        assert complaint in line
+        assert message in line
 
 
 def test_tls_and_the_admin_key(engine: Engine, confinement: list[str], tmp_path: Path):
-    """With a Secret's files and key, as the overlay gpu-tls mounts them: for the group alone to read."""
+    """Files of a mounted Secret, readable by their group only, and its key."""
     authority = trustme.CA()
     ours = certificates(tmp_path / "ours", authority, authority)
     strangers = certificates(tmp_path / "strangers", trustme.CA(), authority)
@@ -277,7 +279,7 @@ def test_tls_and_the_admin_key(engine: Engine, confinement: list[str], tmp_path:
 
 
 def certificates(folder: Path, issuer: trustme.CA, trusted: trustme.CA) -> Tls:
-    """Write a certificate as kubernetes.io/tls Secrets are mounted; return it for a client."""
+    """Write the files of a Secret of the type kubernetes.io/tls; return them for a client."""
     certificate = issuer.issue_cert("127.0.0.1", "localhost")
     folder.mkdir()
     certificate.cert_chain_pems[0].write_to_path(str(folder / "tls.crt"))

@@ -1,4 +1,4 @@
-"""One running container, confined as in the manifests: its rights, its answers, its probes."""
+"""A running container with the manifests' settings: rights, results, probes."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests.container.container import Container, SharedMemory, assert_probes, po
 from tests.container.engine import FOLDER, Say
 
 
-def test_rights_of_every_process(container: Container):
+def test_processes_have_no_privileges(container: Container):
     for process in container.processes():
         status = dict(
             line.split(":\t", 1)
@@ -26,19 +26,19 @@ def test_rights_of_every_process(container: Container):
 
 
 def test_tritonserver_is_the_first_process(container: Container):
-    """Each script ends with exec, so the kubelet's SIGTERM reaches the server and not a shell."""
+    """The kubelet's SIGTERM must reach the server, not a shell."""
     process = Path(f"/proc/{container.pid}")
     assert (process / "comm").read_text().strip() == "tritonserver"
     assert re.search(r"^NSpid:.*\t1$", (process / "status").read_text(), re.MULTILINE)
 
 
-def test_the_base_images_entry_point_ran(container: Container):
-    """NVIDIA's makes an older driver work with a newer CUDA."""
+def test_entry_point_of_the_base_image_ran(container: Container):
+    """NVIDIA's entry point sets up CUDA's compatibility with older drivers."""
     environment = Path(f"/proc/{container.pid}/environ").read_bytes().split(b"\0")
     assert b"NVIDIA_ENTRYPOINT_RAN=1" in environment
 
 
-def test_only_its_volumes_can_be_written_to(container: Container, shared_memory: SharedMemory):
+def test_only_volumes_are_writable(container: Container, shared_memory: SharedMemory):
     script = 'for place; do touch "$place/x" 2>/dev/null && echo "$place" && rm "$place/x"; done'
     places = [
         "/",
@@ -53,7 +53,7 @@ def test_only_its_volumes_can_be_written_to(container: Container, shared_memory:
     assert done.stdout.split() == ["/tmp", "/dev/shm"]
 
 
-def test_shared_memory_is_as_large_as_the_manifests_say(container: Container):
+def test_shared_memory_has_the_size_of_the_manifests(container: Container):
     done = container.execute("df", "--output=size", "--block-size=1M", "/dev/shm")
     (volume,) = (volume for volume in pod()["volumes"] if volume["name"] == "shared-memory")
     assert volume["emptyDir"]["sizeLimit"] == "1Gi"
@@ -61,9 +61,9 @@ def test_shared_memory_is_as_large_as_the_manifests_say(container: Container):
 
 
 def test_acceptance(container: Container, say: Say):
-    """Every answer against the oracles, by the tests that an operator runs as `make accept`."""
+    """The tests of `make accept`: every output against the oracles."""
     log = FOLDER / "acceptance.log"
-    say(f"all acceptance tests, half a minute; see {log.relative_to(PROJECT)}")
+    say(f"acceptance tests, half a minute; log: {log.relative_to(PROJECT)}")
     servers = [f"--server={container.grpc_url}", f"--metrics={container.metrics_url}"]
     command = [sys.executable, "-m", "pytest", "-q", "tests/acceptance", *servers]
     with log.open("w") as file:
@@ -72,7 +72,7 @@ def test_acceptance(container: Container, say: Say):
     say(log.read_text().splitlines()[-1])
 
 
-def test_probes_of_a_live_server(container: Container):
+def test_probes_of_a_healthy_server_pass(container: Container):
     for name in ("startupProbe", "readinessProbe"):
         assert container.get(pod()["containers"][0][name]["httpGet"]["path"]) == 200
     assert_probes(container, healthy=True)

@@ -1,1 +1,1 @@
-"""The deployment: image, manifests, monitoring, by the real tools and a real server."""
+"""Tests of deploy/: start script, probes, manifests, rules and dashboard (`make deploy-check`)."""

@@ -1,4 +1,4 @@
-"""A server that is started as the image starts it."""
+"""Servers started by serve.sh, the entry point of the image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from tests.deploy.production_server import ProductionServer
 
 @pytest.fixture(scope="session")
 def production(repository: Path) -> Iterator[ProductionServer]:
-    """Give one server for all tests that leave it as it is."""
+    """Give one server to all tests that do not change it."""
     with ProductionServer(repository) as server:
         yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers() -> Iterator[None]:
-    """Remove the locks of the last servers, for which no next one comes."""
+    """Remove the shared memory of the servers that the last tests killed."""
     yield
     remove_leftovers()

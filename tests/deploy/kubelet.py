@@ -1,4 +1,4 @@
-"""The kubelet's part in a test: it runs the liveness probe and decides when to end the container."""
+"""The kubelet's part in a test: it runs the liveness probe and decides when to restart the container."""
 
 import contextlib
 import os
@@ -15,32 +15,28 @@ from tests.deploy.production_server import ProductionServer
 PROBE = PROJECT / "deploy" / "docker" / "probe.py"
 
 
-def look(server: ProductionServer, folder: Path, timeout: float = 60.0) -> str | None:
-    """Run the probe once as the manifest has it.
+def run_probe(
+    server: ProductionServer, folder: Path, timeout: float = 60.0, **environment: str
+) -> str | None:
+    """Run the liveness probe once; return its output if it failed or wrote an error.
 
     Parameters
     ----------
     server : ProductionServer
-        What it looks at.
+        Server to probe.
     folder : Path
-        Where it keeps its memory, /tmp in a container.
+        Folder for the probe's counters; /tmp in a container.
     timeout : float
-        When to give up, s.
-
-    Returns
-    -------
-    str or None
-        Why it failed.
+        Time limit, s.
+    **environment : str
+        Further environment variables.
     """
-    environment = os.environ | {
-        "HTTP_PORT": str(server.http_port),
-        "METRICS_PORT": str(server.metrics_port),
-        "TMPDIR": str(folder),
-    }
+    ports = {"HTTP_PORT": str(server.http_port), "METRICS_PORT": str(server.metrics_port)}
+    variables = os.environ | ports | {"TMPDIR": str(folder)} | environment
     command = [sys.executable, "-I", str(PROBE)]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            command, env=variables, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
         return f"no result after {timeout:g} s"
@@ -48,23 +44,23 @@ def look(server: ProductionServer, folder: Path, timeout: float = 60.0) -> str |
 
 
 class Kubelet(contextlib.AbstractContextManager):
-    """Run the liveness probe of a manifest, from entry to exit or until the container would be ended.
+    """Run the liveness probe with a manifest's settings until the block ends or a restart is due.
 
     Parameters
     ----------
     server : ProductionServer
-        What it looks at.
+        Server to probe.
     settings : dict
-        The container's `livenessProbe`.
+        `livenessProbe` of the container.
     folder : Path
-        Where the probe keeps its memory.
+        Folder for the probe's counters.
 
     Attributes
     ----------
     failures : list of str
-        What failed looks said.
-    looks : int
-        How many there were.
+        Output of each failed probe.
+    probes : int
+        Number of probes.
     """
 
     def __init__(self, server: ProductionServer, settings: dict[str, Any], folder: Path) -> None:
@@ -72,38 +68,38 @@ class Kubelet(contextlib.AbstractContextManager):
         self._settings = settings
         self._folder = folder
         self.failures: list[str] = []
-        self.looks = 0
-        self._gave_up = threading.Event()
+        self.probes = 0
+        self._restart_due = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Kubelet":
-        """Start."""
+        """Start probing."""
         self._thread.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Stop."""
+        """Stop probing."""
         self._stopping.set()
         self._thread.join()
 
-    def seconds_until_it_gives_up(self, at_most: float) -> float:
-        """Wait until the container would be ended; return how long that took, s."""
+    def seconds_until_restart(self, time_limit: float = 60.0) -> float:
+        """Wait until a restart is due; return the time that passed."""
         start = time.monotonic()
-        if not self._gave_up.wait(at_most):
-            raise AssertionError(f"not noticed within {at_most:g} s; failed looks: {self.failures}")
+        if not self._restart_due.wait(time_limit):
+            raise AssertionError(f"no restart within {time_limit:g} s; failed probes: {self.failures}")
         return time.monotonic() - start
 
     def _run(self) -> None:
         in_a_row = 0
         due = time.monotonic()
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            # A look that takes longer than the period delays the next one to the next multiple of it.
+            # A probe that takes longer than the period delays the next one.
             due += self._settings["periodSeconds"]
-            why = look(self._server, self._folder, self._settings["timeoutSeconds"])
-            self.looks += 1
-            in_a_row = in_a_row + 1 if why else 0
-            self.failures += [why] if why else []
+            failure = run_probe(self._server, self._folder, self._settings["timeoutSeconds"])
+            self.probes += 1
+            in_a_row = in_a_row + 1 if failure else 0
+            self.failures += [failure] if failure else []
             if in_a_row == self._settings["failureThreshold"]:
-                self._gave_up.set()
+                self._restart_due.set()
                 return

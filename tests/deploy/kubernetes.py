@@ -1,8 +1,11 @@
-"""The manifests as Kustomize renders them."""
+"""The manifests, rendered by Kustomize once for each test session."""
 
+import functools
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -10,29 +13,50 @@ import yaml
 from deploy.local.server import PROJECT
 from tests.support.prometheus import UNPACKED
 
-KUSTOMIZATIONS = PROJECT / "deploy" / "k8s"
 OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls", "gpu-next")
+KUSTOMIZATIONS = (*(f"k8s/overlays/{name}" for name in OVERLAYS), "k8s/perf-analyzer")
 
 
 def kubectls() -> list[str]:
-    """Return every kubectl there is: Debian's, which `make` unpacks, and the machine's own."""
-    places = [str(UNPACKED), os.environ["PATH"]]
-    return [found for place in places if (found := shutil.which("kubectl", path=place))]
+    """Return the kubectl on PATH and the one unpacked from Debian's package, as far as they exist."""
+    places = [os.environ["PATH"], str(UNPACKED)]
+    return [program for place in places if (program := shutil.which("kubectl", path=place))]
 
 
-def folder(name: str) -> Path:
-    """Return the folder of an overlay, or of the load generator."""
-    return KUSTOMIZATIONS / name if name == "perf-analyzer" else KUSTOMIZATIONS / "overlays" / name
-
-
-def rendered(name: str, kubectl: str) -> str:
-    """Return what `kubectl kustomize` makes of an overlay."""
-    done = subprocess.run([kubectl, "kustomize", folder(name)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def objects(name: str, kubectl: str | None = None) -> dict[tuple[str, str], dict]:
+@functools.cache
+def objects(overlay: str) -> dict[tuple[str, str], dict]:
     """Return an overlay's objects by kind and name."""
-    found = yaml.safe_load_all(rendered(name, kubectl or kubectls()[0]))
-    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+    return rendered(f"k8s/overlays/{overlay}", kubectls()[0])
+
+
+@functools.cache
+def rendered(kustomization: str, kubectl: str) -> dict[tuple[str, str], dict]:
+    """Render a kustomization of deploy/ without warnings; return its objects by kind and name."""
+    with tempfile.TemporaryDirectory() as folder:
+        manifests = PROJECT / "deploy"
+        if _minor_version(kubectl) < 21:
+            manifests = _with_fields_of_kustomize_2(Path(folder))
+        done = subprocess.run(
+            [kubectl, "kustomize", manifests / kustomization], capture_output=True, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+
+
+def _minor_version(kubectl: str) -> int:
+    shown = subprocess.check_output([kubectl, "version", "--client", "--output=json"], text=True)
+    return int(json.loads(shown)["clientVersion"]["minor"].rstrip("+"))
+
+
+def _with_fields_of_kustomize_2(folder: Path) -> Path:
+    """Copy the kustomizations with the old names of their fields, which kubectl 1.20 of Debian 12 needs."""
+    for name in ("k8s", "monitoring"):
+        shutil.copytree(PROJECT / "deploy" / name, folder / name)
+    for path in folder.rglob("kustomization.yaml"):
+        fields = yaml.safe_load(path.read_text())
+        resources = fields["resources"]
+        fields["resources"] = [name for name in resources if name.endswith(".yaml")]
+        fields["bases"] = [name for name in resources if not name.endswith(".yaml")]
+        fields["patchesStrategicMerge"] = [patch["path"] for patch in fields.pop("patches", [])]
+        path.write_text(yaml.safe_dump(fields))
+    return folder

@@ -1,4 +1,4 @@
-"""A real tritonserver, started as the image starts it: by `serve.sh`, with the image's environment."""
+"""A real tritonserver, started by serve.sh, the entry point of the image."""
 
 import contextlib
 import os
@@ -21,17 +21,17 @@ STOP_SECONDS = 60.0
 
 
 class ProductionServer(contextlib.AbstractContextManager):
-    """Run `serve.sh`, the image's entry point, wait until the server is ready, end it.
+    """Run serve.sh and wait until the server is ready; stop it on exit.
 
-    Only what differs on this machine is added to the options: loopback, free ports and a folder of backends,
-    which NVIDIA's image has itself.
+    It has three additional options that the image does not need: loopback, free ports and a folder of
+    backends.
 
     Parameters
     ----------
     repository : Path
         The model repository.
     environment : dict of str to str
-        As in a Deployment's `env`.
+        Variables of a Deployment's `env`.
     options : tuple of str
         Further options of tritonserver.
     """
@@ -47,7 +47,7 @@ class ProductionServer(contextlib.AbstractContextManager):
         self._options = options
 
     def __enter__(self) -> "ProductionServer":
-        """Start."""
+        """Start the server."""
         self._folder = tempfile.TemporaryDirectory(prefix="triton-face-fleet-")
         folder = Path(self._folder.name)
         folder.chmod(0o755)
@@ -69,7 +69,7 @@ class ProductionServer(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """End it and its stubs."""
+        """Stop the server and its stub processes."""
         self.stop()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -77,21 +77,21 @@ class ProductionServer(contextlib.AbstractContextManager):
 
     @property
     def grpc_url(self) -> str:
-        """Return the host and port of gRPC."""
+        """Host and port of gRPC."""
         return f"{HOST}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
-        """Return the host and port of the metrics."""
+        """Host and port of the metrics."""
         return f"{HOST}:{self.metrics_port}"
 
     @property
     def pid(self) -> int:
-        """Return the server's process id."""
+        """Process id of the server."""
         return self._process.pid
 
     def command(self, backends: Path) -> list[str]:
-        """Return what is started."""
+        """Return the command line."""
         return [
             str(SERVE),
             f"--backend-directory={backends}",
@@ -103,17 +103,17 @@ class ProductionServer(contextlib.AbstractContextManager):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the Deployment's environment and what the wheel's server needs besides."""
+        """Return the Deployment's variables and those that the server of the wheel needs."""
         triton = find_triton()
         return {
             "MODEL_REPOSITORY": str(self._repository),
             "LD_LIBRARY_PATH": library_path(triton),
-            # The stub asks the first python3 on PATH where its packages are.
+            # Stub processes use the packages of the first python3 on PATH.
             "PATH": f"{triton / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
         } | self._environment
 
     def get(self, path: str, port: int | None = None, headers: dict[str, str] | None = None) -> int:
-        """Return the status that HTTP answers with."""
+        """Return the status of an HTTP request."""
         request = urllib.request.Request(
             f"http://{HOST}:{port or self.http_port}{path}", headers=headers or {}
         )
@@ -123,8 +123,13 @@ class ProductionServer(contextlib.AbstractContextManager):
         except urllib.error.HTTPError as error:
             return error.code
 
+    def options(self) -> dict[str, str]:
+        """Return the options of the running tritonserver by their names."""
+        arguments = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")[1:]
+        return dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
+
     def stop(self) -> int:
-        """Send SIGTERM as the kubelet does; return the exit status."""
+        """Send SIGTERM, as the kubelet does; return the exit status."""
         self._process.terminate()
         try:
             return self._process.wait(STOP_SECONDS)
@@ -139,9 +144,9 @@ class ProductionServer(contextlib.AbstractContextManager):
                 if self.get("/v2/health/ready") == 200:
                     return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self.log_path.read_text()
+                log = self.log_path.read_text()
                 self.__exit__()
-                raise RuntimeError(f"it did not start: {_first_errors(said)}")
+                raise RuntimeError(f"serve.sh did not start a server: {_first_errors(log)}")
             time.sleep(0.1)
 
 

@@ -1,12 +1,13 @@
-"""Every probe of the manifests on a real server: well, busy, and with a process or a model in trouble.
+"""The probes of the manifests on a real server: healthy, busy, and with a failing process or model.
 
-The tests play the kubelet, with the manifest's own periods and thresholds.
+The tests act as the kubelet, with the periods and thresholds of the manifest.
 """
 
 import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,25 +23,27 @@ from tritonclient.utils import InferenceServerException
 from deploy.docker import probe
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import server_processes
-from tests.deploy.kubelet import PROBE, Kubelet, look
+from tests.deploy.kubelet import Kubelet, run_probe
 from tests.deploy.production_server import ProductionServer
 from tests.reliability.overload import overload
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, Retry
 
 DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
 
 NOTICE_SECONDS = 20.0
-"""Within which the kubelet must give up a container that has to be replaced."""
+"""Time limit from a failure to the decision to restart."""
 
 REPLACE_SECONDS = 45.0
-"""Within which another server must be ready in its place."""
+"""Time limit from a failure until the next server is ready."""
 
-LATE_SECONDS = 3.0
-"""After a look; the second look from then finds a heartbeat just not stale, so the notice takes longest."""
+AFTER_PROBE_SECONDS = 3.0
+"""Delay of a failure after a probe. The second probe from then finds a heartbeat that is just recent enough,
+so the restart comes as late as possible."""
 
-OVERLOAD_SECONDS = 30.0
+OVERLOAD_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -48,71 +51,70 @@ def container() -> dict:
     return yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]["containers"][0]
 
 
-@pytest.fixture
-def own(repository: Path) -> Iterator[ProductionServer]:
-    with ProductionServer(repository) as server:
-        yield server
-
-
-ALIGN_MASK = """
-    import pathlib, time
-    order = pathlib.Path(__file__).parents[1] / "order"
-    order = order.read_text() if order.exists() else ""
-    if order == "hang":
-        time.sleep(600)
-    if order == "raise":
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    if order == "slow":
-        for _ in range(12):
-            with clock.stage("align"):
-                time.sleep(1)
+BEHAVIOUR = """
+behaviour_file = Path(__file__).parents[{parent}] / "behaviour"
+def behaviour():
+    return behaviour_file.read_text() if behaviour_file.exists() else ""
+while behaviour() == "hang":
+    time.sleep(0.1)
+if behaviour() == "raise":
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+if behaviour() == "slow":
+    for _ in range(12):
+        with args[4].stage("align"):
+            time.sleep(1)
 """
 
 HOG = """
-import pathlib
-import time
-
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        order = pathlib.Path(__file__).parent / "order"
-        order = order.read_text() if order.exists() else ""
-        if order == "hang":
-            time.sleep(600)
-        if order == "raise":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         faces = [pb_utils.get_input_tensor_by_name(one, "MASKED_FACES").shape()[0] for one in requests]
         hogs = [pb_utils.Tensor("HOG", np.zeros((count, 5408), np.float32)) for count in faces]
         return [pb_utils.InferenceResponse([hog]) for hog in hogs]
 """
 
 
-@pytest.fixture
-def obedient(repository: Path, tmp_path: Path) -> Path:
-    """Give a repository whose align_mask and hog raise, hang or are slow when told by `give_order`."""
-    models = shutil.copytree(repository, tmp_path / "obedient")
+class FaultyServer:
+    """A server whose align_mask and hog raise, hang or are slow on demand."""
+
+    def __init__(self, server: ProductionServer, repository: Path) -> None:
+        self.server = server
+        self._repository = repository
+
+    @contextlib.contextmanager
+    def behaviour(self, model: str, behaviour: str) -> Iterator[None]:
+        """Have a model "raise", "hang" or be "slow" until the end of the block."""
+        file = self._repository / model / "1" / "behaviour"
+        file.write_text(behaviour)
+        try:
+            yield
+        finally:
+            file.unlink()
+
+
+@pytest.fixture(scope="module")
+def faulty(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyServer]:
+    models = shutil.copytree(repository, tmp_path_factory.mktemp("faulty") / "models")
     pipeline = models / "align_mask" / "1" / "align_mask" / "pipeline.py"
-    begins = '    with clock.stage("align"):\n        alignment'
-    assert pipeline.read_text().count(begins) == 1
-    pipeline.write_text(pipeline.read_text().replace(begins, ALIGN_MASK + begins))
+    wrap_function(pipeline, "process", before=BEHAVIOUR.format(parent=1))
+    hog = models / "hog" / "1" / "model.py"
+    hog.write_text(HOG)
+    wrap_function(hog, "TritonPythonModel.execute", before=BEHAVIOUR.format(parent=0))
     config = models / "hog" / "config.pbtxt"
     config.write_text(
         config.read_text().replace('"onnxruntime"', '"python"').replace("model.onnx", "model.py")
     )
-    (models / "hog" / "1" / "model.py").write_text(HOG)
-    return models
-
-
-def give_order(models: Path, model: str, order: str) -> None:
-    (models / model / "1" / "order").write_text(order)
+    with ProductionServer(models) as server:
+        yield FaultyServer(server, models)
 
 
 @contextlib.contextmanager
-def calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
-    """Have callers send faces, whatever becomes of them, until the end of the block."""
+def background_calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
+    """Send faces from several threads until the end of the block and ignore failures."""
     frames, landmarks = photo_faces(2, 741)
     stopping = threading.Event()
 
@@ -120,7 +122,7 @@ def calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
         with FaceFeatureClient(server.grpc_url, timeout=5, retry=Retry(seconds=0)) as client:
             while not stopping.wait(0.1):
                 with contextlib.suppress(InferenceServerException):
-                    infer(client, "ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, ["HOG"])
+                    infer(client, "ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, ["HOG"], 5)
 
     threads = [threading.Thread(target=call) for _ in range(callers)]
     for thread in threads:
@@ -129,135 +131,104 @@ def calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
         yield
     finally:
         stopping.set()
-        os.kill(server.pid, signal.SIGKILL)  # else a hung model keeps the callers waiting
         for thread in threads:
             thread.join()
 
 
-def test_the_manifest_asks_what_is_tested_here(container: dict):
-    paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe")}
-    assert paths == {"startupProbe": "/v2/health/ready", "readinessProbe": "/v2/models/align_mask/ready"}
-    assert container["livenessProbe"]["exec"]["command"] == ["python3", "-I", "/opt/triton-face/probe.py"]
-    assert "ensemble" not in str([container[name] for name in container if name.endswith("Probe")])
-
-
-def test_alive(container: dict, production: ProductionServer, tmp_path: Path):
+def test_probes_of_a_healthy_server_pass(container: dict, production: ProductionServer, tmp_path: Path):
     for name in ("startupProbe", "readinessProbe"):
         assert production.get(container[name]["httpGet"]["path"]) == 200
-    assert look(production, tmp_path) is None
-    (memory,) = tmp_path.iterdir()
-    assert set(probe.load(memory)) == {"hog", "pose_mlp"}
+    assert run_probe(production, tmp_path) is None
+    (history,) = tmp_path.iterdir()
+    assert set(probe.load_history(history)) == {"hog", "pose_mlp"}
 
 
-def test_where_a_proxy_is_to_be_used_for_everything_else(production: ProductionServer, tmp_path: Path):
-    environment = {
-        "HTTP_PORT": str(production.http_port),
-        "METRICS_PORT": str(production.metrics_port),
-        "TMPDIR": str(tmp_path),
-        "http_proxy": "http://127.0.0.1:9",
-    }
-    done = subprocess.run([sys.executable, "-I", PROBE], env=os.environ | environment, capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+def test_probe_ignores_proxy_settings(production: ProductionServer, tmp_path: Path):
+    assert run_probe(production, tmp_path, http_proxy="http://127.0.0.1:9") is None
 
 
-def test_a_memory_that_cannot_be_kept(production: ProductionServer, tmp_path: Path):
-    """The probe says so, and sees the rest."""
-    assert look(production, tmp_path) is None
-    (memory,) = tmp_path.iterdir()
-    memory.unlink()
-    memory.symlink_to("/etc/passwd")
-    said = look(production, tmp_path)
-    assert said.startswith("failures of other models than align_mask are not seen")
+def test_probe_reports_history_that_cannot_be_written(production: ProductionServer, tmp_path: Path):
+    assert run_probe(production, tmp_path) is None
+    (history,) = tmp_path.iterdir()
+    history.unlink()
+    history.symlink_to("/etc/passwd")
+    assert run_probe(production, tmp_path).startswith("only align_mask is checked")
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_stub_that_is_gone(container: dict, repository: Path, end: signal.Signals, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_container_with_a_dead_stub_process_is_replaced(
+    container: dict, repository: Path, number: signal.Signals, tmp_path: Path
+):
     liveness = container["livenessProbe"]
-    with (
-        ProductionServer(repository) as server,
-        Kubelet(server, liveness, tmp_path) as kubelet,
-    ):
+    with ProductionServer(repository) as server, Kubelet(server, liveness, tmp_path) as kubelet:
         stub = next(process for process in server_processes(server.pid) if process.name == "align_mask")
-        time.sleep(LATE_SECONDS)
-        os.kill(stub.pid, end)
-        gone = time.monotonic()
-        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
-        assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of the two"
+        time.sleep(AFTER_PROBE_SECONDS)
+        os.kill(stub.pid, number)
+        failed_at = time.monotonic()
+        assert kubelet.seconds_until_restart() < NOTICE_SECONDS
+        assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of two instances"
         assert "has made no progress" in kubelet.failures[-1]
-        # What no endpoint of Triton 2.51 shows.
+        # Triton 2.51's own endpoints do not show the failure.
         for model in ("align_mask", "ensemble"):
             assert server.get(f"/v2/models/{model}/ready") == 200
-        # preStop uses up the grace, SIGTERM gets 2 s, then the kubelet kills all of the container.
+        # preStop uses up the grace period, SIGTERM gets 2 s, then the kubelet kills the container.
         time.sleep(liveness["terminationGracePeriodSeconds"] + 2)
         os.killpg(server.pid, signal.SIGKILL)
-    assert "ConnectionRefusedError" in look(server, tmp_path)
+    assert "ConnectionRefusedError" in run_probe(server, tmp_path)
     with ProductionServer(repository) as server:
         time.sleep(container["startupProbe"]["periodSeconds"])
-        assert time.monotonic() - gone < REPLACE_SECONDS
-        assert look(server, tmp_path) is None, "with the memory of the server before"
+        assert time.monotonic() - failed_at < REPLACE_SECONDS
+        assert run_probe(server, tmp_path) is None, "with the counters of the first server"
 
 
-def test_a_server_that_is_stopped(container: dict, own: ProductionServer, tmp_path: Path):
-    with Kubelet(own, container["livenessProbe"], tmp_path) as kubelet:
-        time.sleep(LATE_SECONDS)
-        os.kill(own.pid, signal.SIGSTOP)
-        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
-    os.kill(own.pid, signal.SIGKILL)
+def test_stopped_server_fails_the_probe(container: dict, repository: Path, tmp_path: Path):
+    with ProductionServer(repository) as server:
+        with Kubelet(server, container["livenessProbe"], tmp_path) as kubelet:
+            time.sleep(AFTER_PROBE_SECONDS)
+            os.kill(server.pid, signal.SIGSTOP)
+            assert kubelet.seconds_until_restart() < NOTICE_SECONDS
+        os.kill(server.pid, signal.SIGKILL)
     assert "TimeoutError" in kubelet.failures[-1]
 
 
 @pytest.mark.parametrize(
-    ("model", "order", "reason"),
+    ("model", "behaviour", "reason"),
     [
-        # In its own code, while its other threads go on.
         ("align_mask", "hang", "has made no progress"),
         ("align_mask", "raise", "batches in a row"),
         ("hog", "raise", "hog has failed"),
         ("hog", "hang", "hog has ended no request"),
     ],
 )
-def test_a_model_in_trouble(
-    container: dict, obedient: Path, tmp_path: Path, model: str, order: str, reason: str
+def test_failing_model_fails_the_probe(
+    container: dict, faulty: FaultyServer, tmp_path: Path, model: str, behaviour: str, reason: str
 ):
-    with (
-        ProductionServer(obedient) as server,
-        Kubelet(server, container["livenessProbe"], tmp_path) as kubelet,
-        calls(server),
-    ):
-        time.sleep(7)
-        assert kubelet.failures == []
-        give_order(obedient, model, order)
-        assert kubelet.seconds_until_it_gives_up(60) < NOTICE_SECONDS
+    with background_calls(faulty.server):
+        time.sleep(2)  # a batch that succeeds ends the failures of the test before
+        with Kubelet(faulty.server, container["livenessProbe"], tmp_path) as kubelet:
+            time.sleep(AFTER_PROBE_SECONDS)
+            assert kubelet.failures == []
+            with faulty.behaviour(model, behaviour):
+                assert kubelet.seconds_until_restart() < NOTICE_SECONDS
     assert reason in kubelet.failures[-1]
 
 
-def test_a_batch_that_takes_long_is_no_hang(container: dict, obedient: Path, tmp_path: Path):
-    """It takes longer than the threshold, which is for one step of it."""
-    give_order(obedient, "align_mask", "slow")
+def test_long_batch_passes_the_probe(container: dict, faulty: FaultyServer, tmp_path: Path):
+    """The limit is for one step of a batch, and the batch takes longer."""
     frames, landmarks = photo_faces(2, 742)
     with (
-        ProductionServer(obedient) as server,
-        Kubelet(server, container["livenessProbe"], tmp_path) as kubelet,
-        FaceFeatureClient(server.grpc_url, timeout=60) as client,
+        faulty.behaviour("align_mask", "slow"),
+        Kubelet(faulty.server, container["livenessProbe"], tmp_path) as kubelet,
+        FaceFeatureClient(faulty.server.grpc_url, timeout=60) as client,
     ):
         start = time.monotonic()
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
         assert time.monotonic() - start > probe.STALE_SECONDS + 2
-    assert kubelet.looks > 2
+    assert kubelet.probes > 2
     assert kubelet.failures == []
 
 
-def test_the_largest_request_is_no_hang(container: dict, production: ProductionServer, tmp_path: Path):
-    """All pixels that a request may have, 16 frames of 1920x1080 in FP32, for both instances at once."""
-    with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
-        command = [sys.executable, "-c", LARGEST, production.grpc_url]
-        callers = [subprocess.Popen(command, cwd=PROJECT) for _ in range(2)]
-        assert [caller.wait(300) for caller in callers] == [0, 0]
-    assert kubelet.looks > 1
-    assert kubelet.failures == []
-
-
-LARGEST = """
+SEND_LARGEST_REQUEST = """
 import sys
 import numpy as np
 from tests.support.raw_requests import infer
@@ -271,22 +242,30 @@ with FaceFeatureClient(sys.argv[1], timeout=250) as client:
 """
 
 
-def test_an_overloaded_server_is_not_taken_for_a_dead_one(
-    container: dict, production: ProductionServer, tmp_path: Path
-):
+def test_largest_requests_pass_the_probe(container: dict, production: ProductionServer, tmp_path: Path):
+    """Two requests with 16 frames of 1920x1080 in FP32, one for each align_mask instance."""
     with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
-        report = overload(production, OVERLOAD_SECONDS)
-    assert report.statuses["UNAVAILABLE"] > report.accepted, "it was no overload"
-    assert kubelet.looks > OVERLOAD_SECONDS / container["livenessProbe"]["periodSeconds"]
+        command = [sys.executable, "-c", SEND_LARGEST_REQUEST, production.grpc_url]
+        callers = [subprocess.Popen(command, cwd=PROJECT) for _ in range(2)]
+        assert [caller.wait(300) for caller in callers] == [0, 0]
+    assert kubelet.probes > 1
     assert kubelet.failures == []
 
 
-def test_callers_faults_are_no_failures(production: ProductionServer, tmp_path: Path):
-    """Wrong shapes, types and batch sizes, invalid faces; and the heart beats again after each batch."""
+def test_overloaded_server_passes_the_probe(container: dict, production: ProductionServer, tmp_path: Path):
+    with Kubelet(production, container["livenessProbe"], tmp_path) as kubelet:
+        report = overload(production, OVERLOAD_SECONDS)
+    assert report.statuses["UNAVAILABLE"] > report.sent / 10, "no overload"
+    assert kubelet.probes > OVERLOAD_SECONDS / container["livenessProbe"]["periodSeconds"]
+    assert kubelet.failures == []
+
+
+def test_rejected_requests_pass_the_probe(production: ProductionServer, tmp_path: Path):
+    """Wrong shapes, types and batch sizes, invalid faces; the heartbeat goes on after them."""
     frames, landmarks = photo_faces(2, 740)
-    nowhere = np.full_like(landmarks, np.nan)
+    invalid = np.full_like(landmarks, np.nan)
     small, long = np.zeros((2, 3, 112, 50), np.float32), np.zeros((200, 3, 112, 112), np.float32)
-    assert look(production, tmp_path) is None
+    assert run_probe(production, tmp_path) is None
     with FaceFeatureClient(production.grpc_url, retry=Retry(seconds=0)) as client:
         for model, tensors, output in (
             ("hog", {"MASKED_FACES": small}, "HOG"),
@@ -294,18 +273,20 @@ def test_callers_faults_are_no_failures(production: ProductionServer, tmp_path: 
             ("hog", {"MASKED_FACES": long}, "HOG"),
             ("pose_mlp", {"LANDMARKS": landmarks[:, :60]}, "POSE"),
             ("align_mask", {"LANDMARKS": landmarks}, "MASK"),
-            ("align_mask", {"FRAMES": frames, "LANDMARKS": nowhere}, "MASK"),
-            ("ensemble", {"FRAMES": frames, "LANDMARKS": nowhere}, "HOG"),
+            ("align_mask", {"FRAMES": frames, "LANDMARKS": invalid}, "MASK"),
+            ("ensemble", {"FRAMES": frames, "LANDMARKS": invalid}, "HOG"),
         ):
             for _ in range(2 * probe.FAILURES):
                 with pytest.raises(InferenceServerException):
                     infer(client, model, tensors, [output])
-        assert look(production, tmp_path) is None
+        assert run_probe(production, tmp_path) is None
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
     time.sleep(probe.STALE_SECONDS + 1)
-    assert look(production, tmp_path) is None
+    assert run_probe(production, tmp_path) is None
 
 
-def test_a_server_without_metrics_is_not_taken_for_a_live_one(repository: Path, tmp_path: Path):
-    with ProductionServer(repository, options=("--allow-metrics=false",)) as server:
-        assert "ConnectionRefusedError" in look(server, tmp_path)
+def test_server_without_metrics_fails_the_probe(production: ProductionServer, tmp_path: Path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # without listen()
+        port = str(closed.getsockname()[1])
+        assert "ConnectionRefusedError" in run_probe(production, tmp_path, METRICS_PORT=port)

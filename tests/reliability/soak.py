@@ -17,6 +17,7 @@ from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.reliability.growth import growth
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from tests.support.processes import resident_by_process
 from triton_face_client import FaceFeatureClient
 
@@ -103,13 +104,8 @@ def soak(server: LocalServer, seconds: float, sample_seconds: float) -> SoakRepo
 def leaking_repository(repository: Path, folder: Path, leak_bytes: int) -> Path:
     """Copy a repository, with an align_mask that keeps so many bytes of every dynamic batch for ever."""
     leaking = shutil.copytree(repository, folder / "leaking")
-    code = leaking / "align_mask" / "1" / "model.py"
-    begins = "        clock = StageClock(self.metrics.progress)\n"
-    text = code.read_text()
-    if text.count(begins) != 1:
-        raise RuntimeError(f"{code} has changed: say here where a batch begins")
-    keeps = f"        self.__dict__.setdefault('kept', []).append(bytearray(b'x' * {leak_bytes}))\n"
-    code.write_text(text.replace(begins, begins + keeps))
+    keep = f"args[0].__dict__.setdefault('kept', []).append(bytearray(b'x' * {leak_bytes}))"
+    wrap_function(leaking / "align_mask/1/model.py", "TritonPythonModel.execute", before=keep)
     return leaking
 
 

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a server, for a while."""
+"""A real Prometheus that scrapes a server."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ import pytest
 from deploy.local.server import HOST, PROJECT
 
 UNPACKED = PROJECT / "build" / "debian" / "usr" / "bin"
-"""Where `make test` puts Debian's package when there is no Prometheus on PATH."""
+"""Folder of the programs that `make` unpacks from Debian's packages."""
 
 READY_SECONDS = 30.0
 
@@ -32,11 +32,11 @@ class Prometheus(contextlib.AbstractContextManager):
     target : str
         Host and port of a metrics endpoint.
     job : str
-        What its series' label `job` says.
+        Label `job` of the series.
     labels : dict of str to str
-        Further labels of its series.
+        Further labels of the series.
     rules : sequence of Path
-        Files of rules, evaluated every second.
+        Rule files; groups without an interval are evaluated every second.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Prometheus(contextlib.AbstractContextManager):
         self._rules = [str(path) for path in rules]
 
     def __enter__(self) -> "Prometheus":
-        """Start, wait until it answers."""
+        """Start Prometheus and wait until it is ready."""
         program = shutil.which("prometheus", path=f"{os.environ['PATH']}:{UNPACKED}")
         if program is None:
-            pytest.fail("no prometheus: `make test` fetches Debian's package, or put one on PATH")
+            pytest.fail("no prometheus on PATH or in build/debian: `make test` unpacks Debian's package")
         self._folder = tempfile.TemporaryDirectory(prefix="prometheus-")
         folder = Path(self._folder.name)
         config = {
@@ -79,34 +79,32 @@ class Prometheus(contextlib.AbstractContextManager):
         deadline = time.monotonic() + READY_SECONDS
         while not self._is_ready():
             if time.monotonic() > deadline or self._process.poll() is not None:
-                said = (folder / "log").read_text()
+                log = (folder / "log").read_text()
                 self.__exit__()
-                raise RuntimeError(f"Prometheus did not start: {said[-2000:]}")
+                raise RuntimeError(f"Prometheus did not start: {log[-2000:]}")
             time.sleep(0.1)
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Stop it and forget what it scraped."""
+        """Stop Prometheus and delete its data."""
         self._process.terminate()
         self._process.wait()
         self._folder.cleanup()
 
     def query(self, expression: str) -> dict[str, float]:
-        """Return the values of an expression now, by the labels that tell them apart."""
-        found = self._ask("query", {"query": expression})
-        return {_distinguishing(one["metric"]): float(one["value"][1]) for one in found}
+        """Return the current values of an expression, by the series' distinguishing labels."""
+        found = self._get("query", {"query": expression})
+        return {_distinguishing(series["metric"]): float(series["value"][1]) for series in found}
 
     def query_range(
         self, expression: str, start: float, end: float, step: float
     ) -> list[tuple[dict[str, str], np.ndarray]]:
         """Return each series between two Unix times: its labels, and times and values, [K, 2]."""
-        asked = {"query": expression, "start": start, "end": end, "step": step}
-        return [
-            (one["metric"], np.array(one["values"], dtype=float)) for one in self._ask("query_range", asked)
-        ]
+        found = self._get("query_range", {"query": expression, "start": start, "end": end, "step": step})
+        return [(series["metric"], np.array(series["values"], dtype=float)) for series in found]
 
-    def _ask(self, endpoint: str, asked: Mapping[str, object]) -> list[dict]:
-        url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(asked)}"
+    def _get(self, endpoint: str, parameters: Mapping[str, object]) -> list[dict]:
+        url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url) as answer:
             return json.load(answer)["data"]["result"]
 
@@ -119,6 +117,6 @@ class Prometheus(contextlib.AbstractContextManager):
 
 
 def _distinguishing(metric: Mapping[str, str]) -> str:
-    """Return the labels that tell a series from its like; all here are of one target."""
+    """Return the values of the labels in which the series of one target and metric differ."""
     ignored = {"__name__", "instance", "job", "model"}
     return ",".join(value for name, value in sorted(metric.items()) if name not in ignored)

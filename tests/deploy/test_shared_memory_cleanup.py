@@ -1,4 +1,4 @@
-"""A killed server leaves shared memory behind; the next one that starts removes it, and only that."""
+"""A server removes the shared memory of killed servers when it starts, and nothing else."""
 
 import json
 import multiprocessing
@@ -11,7 +11,7 @@ from deploy.docker.shm_regions import RegionPrefix, remove_leftovers
 from deploy.local.server import STUB_MEMORY_BYTES
 from tests.support.small_file_systems import run_with_small
 
-KILLED_AGAIN_AND_AGAIN = """
+KILL_REPEATEDLY = """
 import json, os, signal, subprocess, sys, tempfile
 from pathlib import Path
 from deploy.docker.shm_regions import SHARED_MEMORY
@@ -28,7 +28,7 @@ for name in ("triton_python_backend_shm_region_1", "triton_face_server_x.lock"):
 frames, landmarks = photo_faces(4, 760)
 
 def kill(*pids):
-    # All are stopped first, so that none sees another one die.
+    # All are stopped first, so that no process sees another one die.
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             os.kill(pid, number)
@@ -66,15 +66,16 @@ print(json.dumps({"left": left, "files": files, "folders": folders}))
 """
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("serve.sh", 20), ("make serve", 5)])
-def test_a_server_that_is_killed_starts_every_time(repository: Path, tmp_path: Path, kind: str, kills: int):
-    """With room for one and a half servers in /dev/shm, beside a second server that lives."""
+@pytest.mark.parametrize("kind", ["serve.sh", "make serve"])
+def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind: str):
+    """/dev/shm has room for one and a half servers and for a second server that keeps running."""
+    kills = 3
     of_one, of_second = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
     megabytes = int(1.5 * of_one + of_second) // 2**20
     done = run_with_small(
         "/dev/shm",
         megabytes,
-        KILLED_AGAIN_AND_AGAIN,
+        KILL_REPEATEDLY,
         str(repository),
         kind,
         str(kills),
@@ -85,16 +86,16 @@ def test_a_server_that_is_killed_starts_every_time(repository: Path, tmp_path: P
     found = json.loads(done.stdout)
     assert len(found["left"]) == kills
     assert all(of_one <= used < 1.2 * of_one for used in found["left"]), (
-        "each kill leaves one server's, no more"
+        "regions of one server after each kill"
     )
-    # Nothing of a killed server; the files of other programs stay.
+    # The files of other programs stay.
     assert found["files"] == ["triton_face_server_x.lock", "triton_python_backend_shm_region_1"]
     assert found["folders"] == []
 
 
 @pytest.fixture
 def dead(tmp_path: Path) -> RegionPrefix:
-    """Give the prefix of a server that died, with two regions."""
+    """Give the prefix of a dead server with two regions."""
     prefix = RegionPrefix(tmp_path)
     for number in range(2):
         (tmp_path / f"{prefix.name}{number}").write_bytes(b"region")
@@ -102,14 +103,14 @@ def dead(tmp_path: Path) -> RegionPrefix:
     return prefix
 
 
-def test_what_a_dead_server_left_is_removed(dead: RegionPrefix, tmp_path: Path):
+def test_regions_of_a_dead_server_are_removed(dead: RegionPrefix, tmp_path: Path):
     assert remove_leftovers(tmp_path) == [dead.name]
     assert list(tmp_path.iterdir()) == []
     assert remove_leftovers(tmp_path) == []
 
 
-def test_a_living_servers_regions_stay(dead: RegionPrefix, tmp_path: Path):
-    """A lock that only a child has open, as tritonserver has it, is enough."""
+def test_regions_of_a_running_server_stay(dead: RegionPrefix, tmp_path: Path):
+    """As for tritonserver, only a child process has the lock open."""
     living = RegionPrefix(tmp_path)
     region = tmp_path / f"{living.name}0"
     region.touch()
@@ -126,13 +127,13 @@ def test_a_living_servers_regions_stay(dead: RegionPrefix, tmp_path: Path):
     assert remove_leftovers(tmp_path) == [living.name]
 
 
-def test_an_interrupted_removal_is_completed(dead: RegionPrefix, tmp_path: Path):
+def test_interrupted_removal_is_completed(dead: RegionPrefix, tmp_path: Path):
     dead.regions[0].unlink()
     assert remove_leftovers(tmp_path) == [dead.name]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_others_made_stays(tmp_path: Path):
+def test_files_of_other_programs_stay(tmp_path: Path):
     target = tmp_path / "target"
     target.touch()
     (tmp_path / "triton_face_server_0123456789ab.lock").symlink_to(target)
@@ -144,14 +145,14 @@ def test_what_others_made_stays(tmp_path: Path):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_what_cannot_be_removed_keeps_no_server_from_starting(dead: RegionPrefix, tmp_path: Path):
+def test_folder_among_the_regions_does_not_prevent_the_start(dead: RegionPrefix, tmp_path: Path):
     (tmp_path / f"{dead.name}folder").mkdir()
     assert remove_leftovers(tmp_path) == [dead.name]
     assert [path.name for path in tmp_path.iterdir()] == [f"{dead.name}folder"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-def test_another_users_leftovers_stay(dead: RegionPrefix, tmp_path: Path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
+def test_regions_of_another_user_stay(dead: RegionPrefix, tmp_path: Path):
     for path in tmp_path.iterdir():
         os.chown(path, 12345, 12345)
     assert remove_leftovers(tmp_path) == []
@@ -163,13 +164,13 @@ def _reserve_and_die(folder: Path, count: int) -> None:
         remove_leftovers(folder)
         prefix = RegionPrefix(folder)
         (folder / f"{prefix.name}0").touch()
-        # Its own lock and region must be there for as long as it lives, whoever cleans up beside it.
+        # Other processes clean up at the same time and must not remove this lock and region.
         assert len(prefix.regions) == 1
         assert (folder / f"{prefix.name.removesuffix('_')}.lock").exists()
         os.close(prefix.lock)
 
 
-def test_servers_that_start_at_once_never_take_each_other_for_dead(tmp_path: Path):
+def test_concurrent_starts_remove_no_regions_of_each_other(tmp_path: Path):
     workers = [multiprocessing.Process(target=_reserve_and_die, args=(tmp_path, 300)) for _ in range(4)]
     for worker in workers:
         worker.start()
