@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ SCENARIOS = ((8, 40), (8, 240), (32, 40))
 """Faces per request; seconds until a new pod is ready: with the image on the node, on a new node."""
 
 FITTED_FACES, RISE, P99_LIMIT_MS = 8, 3, 500.0
-SWEEP_SECONDS, DIGITS = 120, 4
+SWEEP_SECONDS = 120
 PLOTTED = ("as shipped", "ratio 0.3", "ratio 1 alone", "fixed")
 SHIPPED = scaling_targets()
 FLEETS = {
@@ -62,10 +61,11 @@ def main() -> None:
         "shipped": SHIPPED,
         "fleets": fleets,
     }
-    text = json.dumps(_rounded(result))
+    text = json.dumps(result, default=lambda value: value.tolist())
+    result = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
     arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "capacity.json").write_text(text + "\n")
-    write_page(json.loads(text), arguments.results)
+    (arguments.results / "capacity.json").write_text(json.dumps(result) + "\n")
+    write_page(result, arguments.results)
 
 
 def capacity_of(model: PodModel, faces: int, seed: int) -> float:
@@ -88,20 +88,6 @@ def simulate_fleet(
     if name not in PLOTTED or (faces, start) != SCENARIOS[0]:
         del row["series"]
     return row
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, list | np.ndarray):
-        return [_rounded(one) for one in value]
-    return (
-        float(f"{value:.{DIGITS}g}")
-        if isinstance(value, float)
-        else int(value)
-        if isinstance(value, np.integer)
-        else value
-    )
 
 
 if __name__ == "__main__":

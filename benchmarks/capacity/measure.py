@@ -58,9 +58,8 @@ def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
         latency = json.loads(bench.communicate()[0])["latency_ms"]
     requests = grown["align_mask request_success"]
     queue = grown["align_mask queue_duration_us"] / 1e3
-    compute = sum(
-        grown[f"align_mask compute_{part}_duration_us"] / 1e3 for part in ("input", "infer", "output")
-    )
+    parts = ("input", "infer", "output")
+    compute = sum(grown[f"align_mask compute_{part}_duration_us"] for part in parts) / 1e3
     return {
         "faces": faces,
         "offered": offered,

@@ -22,7 +22,7 @@ FLEET_COLUMNS = {
     "targets": "{name}",
     "s with rejections, 10 min after the rise": "{rejecting_following}",
     "then, 10 min": "{rejecting_steady}",
-    "requests lost": "{lost_share:.2%}",
+    "requests lost": "{lost:,}",
     "p99, ms, last 10 min": "{p99_ms:.0f}",
     "pods, last 10 min": "{fewest_pods} to {most_pods}",
     "pod-minutes": "{pod_minutes:.0f}",
