@@ -20,11 +20,11 @@ POD_COLUMNS = {
 }
 FLEET_COLUMNS = {
     "targets": "{name}",
-    "s with rejections, 25 min after the rise": "{rejecting_following}",
-    "then, 15 min": "{rejecting_steady}",
+    "s with rejections, 10 min after the rise": "{rejecting_following}",
+    "then, 10 min": "{rejecting_steady}",
     "requests lost": "{lost:,}",
-    "p99, ms, last 15 min": "{p99_ms:.0f}",
-    "pods, last 15 min": "{fewest_pods} to {most_pods}",
+    "p99, ms, last 10 min": "{p99_ms:.0f}",
+    "pods, last 10 min": "{fewest_pods} to {most_pods}",
     "pod-minutes": "{pod_minutes:.0f}",
 }
 PANELS = {"pods": ("pods", 1), "rejected_share": ("rejected attempts, %", 100), "p99_ms": ("p99, s", 1e-3)}

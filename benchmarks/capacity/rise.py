@@ -11,8 +11,8 @@ from benchmarks.capacity.autoscaler import SYNC_SECONDS, Autoscaler
 from benchmarks.capacity.pod import Clock, Pod, PodModel
 
 RATIO, PENDING = "triton_face_queue_compute_ratio", "triton_face_pending_requests"
-RISE_AT, HOLD_AT, END = 300, 1800, 2700
-"""Seconds: the load rises; the last period, in which a fleet should be steady; the end."""
+RISE_AT, HOLD_AT, END = 300, 900, 1500
+"""Seconds: the load rises; the last period, in which no fleet should reject requests; the end."""
 
 RAMP_SECONDS = 60
 """Until a ready pod has its share of the load: connections last 30 s, name servers cache for 30 s."""

@@ -1,4 +1,4 @@
-"""Py-feat in a process and environment of its own, which times its calls itself."""
+"""Py-feat in a separate process and environment; that process times its calls itself."""
 
 import json
 import os
