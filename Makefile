@@ -8,7 +8,7 @@
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels
-# make autoscaling simulate a day of the autoscaler, 90 seconds
+# make capacity simulate a fleet with the autoscaler under a rise of the load, 5 minutes
 # make parity   compare with py-feat itself, in an environment of its own
 # make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
 # make soak     30 minutes of load: does memory grow? SOAK_MINUTES
@@ -38,7 +38,7 @@ TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
 .PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak docs api-docs clean
-.PHONY: deploy-check container-check image perf-image monitoring autoscaling FORCE
+.PHONY: deploy-check container-check image perf-image monitoring capacity autoscaling FORCE
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -78,8 +78,11 @@ perf-image:
 monitoring: $(BIN)/.installed-test
 	$(BIN)/python -m deploy.monitoring
 
-autoscaling: $(BIN)/.installed-test
+capacity: $(BIN)/.installed-test
 	$(BIN)/python -m benchmarks.capacity
+
+autoscaling: capacity
+	@echo "make autoscaling is the old name of make capacity; the next version drops it"
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""Measurements: speed side by side with py-feat, equality of the masks. `make bench` runs them."""
+"""Measurements: speed and parity next to py-feat, capacity of a pod, checks on a GPU."""
 
 import sys
 from pathlib import Path
 
-# The version folder of align_mask, as Triton's Python backend has it on its path. Only the standard library
-# is imported: `benchmarks.gpu` installs the packages first.
+# align_mask's version folder, which Triton's Python backend puts on the path. This module imports only the
+# standard library, because `benchmarks.gpu` installs all other packages.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model_repository" / "align_mask" / "1"))

@@ -1,1 +1,1 @@
-"""A day of the Kubernetes autoscaler over this service, simulated from measured service times."""
+"""Measured service times of one pod, and a simulation of a fleet with the autoscaler."""

@@ -1,9 +1,7 @@
-"""Measure one pod at the loads that the simulation is fitted to, and write `measured.json`.
+"""Measure one pod at many loads and write `measured.json`.
 
-`python -m benchmarks.capacity.measure` starts the embedded server and has `triton-face bench` send
-requests at random moments (Poisson) at each load, in a process of its own on the same cores; 4 minutes.
-Waiting and computing are `align_mask`'s, from Triton's counters over the middle of the load. Leave the
-machine alone meanwhile: a load at its limit shows what else runs.
+`python -m benchmarks.capacity.measure` starts the embedded server; `triton-face bench` sends requests with
+Poisson arrivals from the same cores; 4 minutes. Other load on the machine falsifies the rows near the limit.
 """
 
 import json
@@ -16,89 +14,65 @@ import urllib.request
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.capacity.fit import MEASURED
+from benchmarks.capacity.pod import MEASURED, WINDOW_SECONDS
 from deploy.local import LocalServer
-from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
 from tests.support.machine import machine
-from triton_face_client import FaceFeatureClient
 
-LOADS = {1: (100, 200, 300, 400, 600), 8: (400, 700, 900, 1100, 1600, 3000), 32: (1000, 1600, 2200, 4000)}
-"""Faces a second that are asked for, by the faces of a request."""
+LOADS = {
+    1: (100, 200, 300, 400, 600, 900, 1300, 2000),
+    8: (400, 700, 900, 1100, 1600, 3000),
+    32: (1000, 1600, 2200, 4000),
+}
+"""Offered faces per second, by faces per request."""
 
-BEYOND = {1: (900, 1300, 2000)}
-"""The same, where the simulated pod is no model: the real one's limit is hog's queue, which it has not."""
-
-BEFORE_SECONDS, WINDOW_SECONDS, AFTER_SECONDS = 3.5, 5.0, 0.5
-"""Until the load is steady, counted, and until the load ends."""
-
-SAMPLE_SECONDS = 0.2
-"""Between two looks at how many requests wait."""
-
-COMPUTE = ("input", "infer", "output")
-
-COUNTER = re.compile(r'^nv_inference_(\w+)\{model="(align_mask|ensemble)"(.*?)\} (\S+)$', re.MULTILINE)
-
-Row = dict[str, float]
+WARM_UP_SECONDS, COOL_DOWN_SECONDS, SAMPLE_SECONDS = 3.5, 0.5, 0.2
+COUNTER = re.compile(r'^nv_inference_(\w+)\{model="(align_mask|ensemble)".*?\} (\S+)$', re.MULTILINE)
 
 
 def main() -> None:
     """Measure every load and write the file."""
-    with LocalServer(DEFAULT_REPOSITORY) as server:
-        rows, beyond = (
-            [
-                measure(server, faces, rate)
-                for faces, rates in loads.items()
-                for rate in tqdm(rates, desc=f"{faces} a request", unit="load")
-            ]
-            for loads in (LOADS, BEYOND)
-        )
-        with FaceFeatureClient(server.grpc_url) as client:
-            version = client.connection.get_server_metadata().version
+    with LocalServer() as server:
+        loads = [(faces, offered) for faces, rates in LOADS.items() for offered in rates]
+        rows = [measure(server, *load) for load in tqdm(loads, unit="load")]
+        with urllib.request.urlopen(f"http://{server.http_url}/v2") as answer:
+            version = json.load(answer)["version"]
     here = machine()
-    measured = {
-        "date": here["date"],
-        "machine": f"{here['processor']}, {here['cores']} cores",
-        "server": f"Triton {version}",
-        "load": "open loop, Poisson, 5-second windows; queue and compute are align_mask's alone; 2.51 counts "
-        "a refused request twice",
-        "rows": rows,
-        "beyond": beyond,
-    }
-    lines = json.dumps(measured, indent=2)
-    MEASURED.write_text(re.sub(r"\{\n\s+(\"faces\".*?)\n\s+\}", _in_one_line, lines, flags=re.DOTALL) + "\n")
-    print(MEASURED.read_text())
+    text = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+    head = {"date": here["date"], "machine": f"{here['processor']}, {here['cores']} cores"}
+    head["server"] = f"Triton {version}"
+    MEASURED.write_text(f'{json.dumps(head, indent=2)[:-2]},\n  "rows": [\n{text}\n  ]\n}}\n')
 
 
-def measure(server: LocalServer, faces: int, rate: int) -> Row:
-    """Put a load on a server; return what became of it, times in milliseconds, rates in faces a second."""
-    seconds = BEFORE_SECONDS + WINDOW_SECONDS + AFTER_SECONDS
+def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
+    """Load a server; return times in ms, rates in faces per second; queue and compute are align_mask's."""
+    seconds = WARM_UP_SECONDS + WINDOW_SECONDS + COOL_DOWN_SECONDS
     command = [sys.executable, "-m", "triton_face_client", "bench", "--json", "--url", server.grpc_url]
-    options = {"--rate": rate, "--batch": faces, "--seconds": seconds}
-    command += [str(word) for option in options.items() for word in option]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as bench:
-        time.sleep(BEFORE_SECONDS)
-        before, end = _counters(server), time.monotonic() + WINDOW_SECONDS
-        waiting = []
+    command += ["--rate", str(offered), "--batch", str(faces), "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bench:
+        time.sleep(WARM_UP_SECONDS)
+        before, end, pending = _counters(server), time.monotonic() + WINDOW_SECONDS, []
         while time.monotonic() < end:
             time.sleep(SAMPLE_SECONDS)
-            waiting.append(_counters(server)["align_mask pending_request_count"])
+            pending.append(_counters(server)["align_mask pending_request_count"])
         grown = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
-        report = json.loads(bench.communicate()[0])
+        latency = json.loads(bench.communicate()[0])["latency_ms"]
     requests = grown["align_mask request_success"]
     queue = grown["align_mask queue_duration_us"] / 1e3
-    compute = sum(grown[f"align_mask compute_{part}_duration_us"] for part in COMPUTE) / 1e3
+    parts = ("input", "infer", "output")
+    compute = sum(grown[f"align_mask compute_{part}_duration_us"] for part in parts) / 1e3
     return {
         "faces": faces,
-        "offered": rate,
+        "offered": offered,
         "answered": round(requests * faces / WINDOW_SECONDS),
         "queue_ms": round(queue / requests, 2),
         "compute_ms": round(compute / requests, 2),
         "ratio": round(queue / compute, 2),
-        "pending": round(float(np.mean(waiting)), 1),
+        "pending": round(float(np.mean(pending)), 1),
         "batch_faces": round(requests * faces / grown["align_mask exec_count"], 1),
-        "p50_ms": round(report["latency_ms"]["p50"], 1),
-        "p99_ms": round(report["latency_ms"]["p99"], 1),
-        "refused_counted": round(grown["ensemble request_failure"]),
+        "p50_ms": round(latency["p50"], 1),
+        "p99_ms": round(latency["p99"], 1),
+        # Triton 2.51 counts a rejected ensemble request twice.
+        "rejected": round(grown["ensemble request_failure"] / 2),
     }
 
 
@@ -107,13 +81,9 @@ def _counters(server: LocalServer) -> dict[str, float]:
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
         text = answer.read().decode()
     sums: dict[str, float] = {}
-    for name, model, _, value in COUNTER.findall(text):
+    for name, model, value in COUNTER.findall(text):
         sums[f"{model} {name}"] = sums.get(f"{model} {name}", 0.0) + float(value)
     return sums
-
-
-def _in_one_line(row: re.Match[str]) -> str:
-    return "{" + re.sub(r"\n\s+", " ", row[1]) + "}"
 
 
 if __name__ == "__main__":

@@ -1,266 +1,176 @@
-"""One pod as a queue: align_mask's instances and the later steps share the pod's cores.
-
-A request waits in align_mask's bounded queue, or is refused at once when that is full, which costs nothing.
-An idle instance takes all that waits, up to the largest batch. The batch's faces then go on to the later
-steps, which batch in the same way and are as many at a time as hog has instances; their queue has no bound,
-for align_mask's refuses before. Everything under way shares the cores evenly (processor sharing): with n at
-work on c cores each gets on at min(1, c / n) of its speed alone.
-
-Processor sharing is cheap to simulate, for all that is at work gets on equally fast: each has an end in
-units of the work that any one of them was given, and these ends keep their order whatever comes.
-"""
+"""Discrete-event model of one pod: `align_mask`'s queue and instances, then `hog`'s, on the pod's cores."""
 
 import collections
 import dataclasses
 import heapq
-from typing import Any, NamedTuple
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-MS_PER_SECOND = 1000.0
+from export.repository import DEFAULT_REPOSITORY, read_config
+
+MEASURED = Path(__file__).parent / "measured.json"
+WINDOW_SECONDS, WINDOWS = 5, 6
+"""Length of a measurement; length and number of the simulated runs that are compared with it."""
+
+SPREAD = 0.7
+"""`PodModel.spread`: of 0.3, 0.5, 0.7 and 1.0 it fits ratio and p99 best."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What the model configurations and the machine give a pod.
+class PodModel:
+    """Size of a pod; core ms of a batch, a request and a face. `hog` stands for all work after `align_mask`.
 
-    Attributes
-    ----------
-    instances, later_instances : int
-        Of align_mask, and of hog for all later steps.
-    batch_faces : int
-        The largest batch.
-    queue_requests : int
-        How many may wait for align_mask.
-    cores : int
+    A request also waits without a core: `handover` ms until an idle instance has it, which Triton counts as
+    queue time, and `fixed` ms. `spread` is a batch's relative standard deviation (gamma distribution).
     """
 
-    instances: int
-    later_instances: int
+    align_instances: int
+    hog_instances: int
     batch_faces: int
     queue_requests: int
+    align_batch: float
+    align_face: float
+    hog_request: float
+    hog_face: float
+    handover: float = 0.0
+    fixed: float = 0.0
+    spread: float = 0.0
     cores: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Costs:
-    """Core milliseconds of one at work alone.
+class Clock:
+    """Simulated time in ms, and the events to come."""
 
-    Attributes
-    ----------
-    batch, face : float
-        Of align_mask's batch, and of each face in it.
-    later_request, later_face : float
-        Of all other work for a request, which is sent with the same two cores, and for each face in it.
-    handover : float
-        Until an idle instance has what waits, ms: Triton counts it as queue.
-    other : float
-        What else a request waits for that takes no core, ms.
-    spread : float
-        Of the work of a batch, standard deviation over mean (gamma-distributed): 0 for none, 1 for as much
-        as an exponential distribution has.
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._numbers = itertools.count()
+
+    def after(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
+        """Call an action `delay` ms from now."""
+        heapq.heappush(self._events, (self.now + delay, next(self._numbers), action, arguments))
+
+    def run(self, until: float) -> None:
+        """Advance to a moment."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action, arguments = heapq.heappop(self._events)
+            action(*arguments)
+        self.now = until
+
+
+class Pod:
+    """A running pod. A request is known by its moment of arrival.
+
+    An idle instance takes all waiting requests, up to the largest batch, then waits for a core; cores serve
+    batches in this order. `latencies` collects the time of each completed request in the pod, `queue_ms` and
+    `compute_ms` sum up `align_mask`'s times over requests, as Triton's counters do.
     """
 
-    batch: float
-    face: float
-    later_request: float = 0.0
-    later_face: float = 0.0
-    handover: float = 0.0
-    other: float = 0.0
-    spread: float = 0.0
+    def __init__(
+        self, model: PodModel, faces: int, clock: Clock, rng: random.Random, latencies: list[float]
+    ) -> None:
+        self.queue_ms = self.compute_ms = 0.0
+        self._model, self._faces, self._clock, self._rng = model, faces, clock, rng
+        self._latencies = latencies
+        self._waiting = {"align": collections.deque[float](), "hog": collections.deque[float]()}
+        self._idle = {"align": model.align_instances, "hog": model.hog_instances}
+        self._free_cores = model.cores
+        self._batches: collections.deque[tuple[str, list[float], float]] = collections.deque()
+
+    @property
+    def pending(self) -> int:
+        """Requests in `align_mask`'s queue."""
+        return len(self._waiting["align"])
+
+    def offer(self) -> bool:
+        """Accept a request, or reject it when the queue is full."""
+        if not self._idle["align"] and self.pending >= self._model.queue_requests:
+            return False
+        self._waiting["align"].append(self._clock.now)
+        self._start("align")
+        return True
+
+    def _start(self, stage: str) -> None:
+        waiting = self._waiting[stage]
+        while waiting and self._idle[stage]:
+            self._idle[stage] -= 1
+            size = min(len(waiting), self._model.batch_faces // self._faces)
+            self._batches.append((stage, [waiting.popleft() for _ in range(size)], self._clock.now))
+        while self._batches and self._free_cores:
+            self._free_cores -= 1
+            batch = self._batches.popleft()
+            self._clock.after(self._work(batch[0], len(batch[1])), self._finish, *batch)
+
+    def _finish(self, stage: str, batch: list[float], taken: float) -> None:
+        self._free_cores += 1
+        self._idle[stage] += 1
+        handover, now = self._model.handover, self._clock.now
+        if stage == "align":
+            self.queue_ms += sum(taken - arrived + handover for arrived in batch)
+            self.compute_ms += (now - taken) * len(batch)
+            self._waiting["hog"].extend(batch)
+        else:
+            self._latencies.extend(now - arrived + handover + self._model.fixed for arrived in batch)
+        self._start("align")
+        self._start("hog")
+
+    def _work(self, stage: str, requests: int) -> float:
+        model, faces = self._model, self._faces * requests
+        align = model.align_batch + model.align_face * faces
+        work = align if stage == "align" else model.hog_request * requests + model.hog_face * faces
+        return work * self._rng.gammavariate(model.spread**-2, model.spread**2) if model.spread else work
 
 
-@dataclasses.dataclass(frozen=True)
-class PodRun:
-    """What became of the requests of a run. K were answered; times are in milliseconds.
+def simulate_load(model: PodModel, faces: int, rate: float, seconds: int, seed: int) -> dict[str, float]:
+    """Send `rate` requests per second with Poisson arrivals to an empty pod; names as in `measured.json`."""
+    clock, rng, latencies = Clock(), random.Random(seed), list[float]()
+    pod, pending, rejected = Pod(model, faces, clock, rng, latencies), list[int](), 0
+    while (wait := rng.expovariate(rate / 1e3)) + clock.now < 1e3 * seconds:
+        clock.run(clock.now + wait)
+        pending.append(pod.pending)
+        rejected += not pod.offer()
+    clock.run(1e3 * seconds)
+    return {
+        "answered": len(latencies) * faces / seconds,
+        "ratio": pod.queue_ms / pod.compute_ms,
+        "pending": float(np.mean(pending)),
+        "p99_ms": float(np.percentile(latencies, 99)),
+        "rejected_share": rejected / len(pending),
+    }
 
-    Attributes
-    ----------
-    seconds : float
-    faces : int
-        Of each request.
-    arrived, refused, in_system : int
-        Requests; the last are those under way at the end.
-    batches : int
-        Of align_mask.
-    answered_at, queue, compute, time : ndarray of float64 [K]
-        Moment, wait for an align_mask instance, its work (each request of a batch has the batch's, as in
-        Triton's counters), time in the service.
-    pending : ndarray of int64 [arrived]
-        Requests that waited when another arrived: as arrivals are Poisson, its mean is that over time.
-    gauge : ndarray of int64 [seconds]
-        Requests that waited at the end of each second, as a scrape sees them.
+
+def simulate_row(model: PodModel, row: dict[str, Any], seed: int) -> dict[str, float]:
+    """Simulate a measured row at the load that arrived; return the means of `WINDOWS` runs."""
+    rate = row["offered" if row["rejected"] else "answered"] / row["faces"]
+    runs = [simulate_load(model, row["faces"], rate, WINDOW_SECONDS, seed + one) for one in range(WINDOWS)]
+    return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+
+
+def derive_model(rows: list[dict[str, Any]], faces: int, cores: int = 2) -> PodModel:
+    """Derive a pod from the model configurations and measured rows; idle latency is that of `faces` faces.
+
+    At the lowest loads a batch is one request with a core to itself, so `align_mask`'s compute times give its
+    costs. At the highest throughput all cores are busy: the core time that `align_mask` leaves is `hog`'s.
     """
-
-    seconds: float
-    faces: int
-    arrived: int
-    refused: int
-    in_system: int
-    batches: int
-    answered_at: np.ndarray
-    queue: np.ndarray
-    compute: np.ndarray
-    time: np.ndarray
-    pending: np.ndarray
-    gauge: np.ndarray
-
-    def summary(self) -> dict[str, float]:
-        """Return the figures that were measured of the real server, by the names of `measured.json`."""
-        p50, p99 = np.percentile(self.time, (50, 99))
-        return {
-            "answered": len(self.time) * self.faces / self.seconds,
-            "queue_ms": float(self.queue.mean()),
-            "compute_ms": float(self.compute.mean()),
-            "ratio": float(self.queue.sum() / self.compute.sum()),
-            "pending": float(self.pending.mean()),
-            "batch_faces": len(self.time) * self.faces / self.batches,
-            "p50_ms": float(p50),
-            "p99_ms": float(p99),
-            "refused_share": self.refused / self.arrived,
-        }
-
-
-def run_pod(limits: Limits, costs: Costs, faces: int, rate: float, seconds: int, seed: int) -> PodRun:
-    """Send requests of `faces` faces at random moments, `rate` a second, to an empty pod."""
-    generator = np.random.default_rng(seed)
-    count = generator.poisson(rate * seconds)
-    arrivals = np.sort(generator.uniform(0, MS_PER_SECOND * seconds, count))
-    ends = MS_PER_SECOND * np.arange(1, seconds + 1)
-    pod = _Pod(limits, costs, faces, generator)
-    gauge = []
-    # An arrival's number is its place in the array; the end of a second has none.
-    moments = heapq.merge(((moment, True) for moment in arrivals), ((moment, False) for moment in ends))
-    for moment, is_arrival in moments:
-        pod.advance(moment)
-        if is_arrival:
-            pod.arrive()
-        else:
-            gauge.append(len(pod.waiting))
-    answered = np.array(pod.answered, dtype=np.float64).reshape(-1, 4)
-    return PodRun(
-        seconds=seconds,
-        faces=faces,
-        arrived=count,
-        refused=pod.refused,
-        in_system=pod.under_way(),
-        batches=pod.batches,
-        answered_at=answered[:, 0],
-        queue=answered[:, 1],
-        compute=answered[:, 2],
-        time=answered[:, 3],
-        pending=np.array(pod.seen),
-        gauge=np.array(gauge),
-    )
-
-
-class _Request(NamedTuple):
-    """A request that align_mask is done with: moment of arrival, wait and work there, ms."""
-
-    arrived: float
-    queue: float
-    compute: float
-
-
-class _AtWork(NamedTuple):
-    """A batch at work; they sort by their ends, in units of the work that each of all was given, ms."""
-
-    end: float
-    number: int
-    taken: float
-    arrived: list[float]
-    """Of align_mask's requests; empty in a later step."""
-    later: list[_Request]
-
-
-class _Pod:
-    def __init__(self, limits: Limits, costs: Costs, faces: int, generator: np.random.Generator) -> None:
-        self._limits = limits
-        self._costs = costs
-        self._faces = faces
-        self._generator = generator
-        self._batch_requests = limits.batch_faces // faces
-        self._now = 0.0
-        self._given = 0.0
-        self._at_work: list[_AtWork] = []
-        self._started = 0
-        self._idle = limits.instances
-        self._later_idle = limits.later_instances
-        self._later_waiting: collections.deque[_Request] = collections.deque()
-        self.waiting: collections.deque[float] = collections.deque()
-        self.answered: list[tuple[float, float, float, float]] = []
-        self.seen: list[int] = []
-        self.refused = 0
-        self.batches = 0
-
-    def under_way(self) -> int:
-        """Return how many requests wait or are at work."""
-        at_work = sum(len(batch.arrived) + len(batch.later) for batch in self._at_work)
-        return len(self.waiting) + len(self._later_waiting) + at_work
-
-    def advance(self, moment: float) -> None:
-        """Work until a moment, ms."""
-        while self._at_work:
-            speed = min(1.0, self._limits.cores / len(self._at_work))
-            first = self._at_work[0]
-            end = self._now + (first.end - self._given) / speed
-            if end > moment:
-                self._given += (moment - self._now) * speed
-                break
-            heapq.heappop(self._at_work)
-            self._now, self._given = end, first.end
-            self._finish(first)
-        self._now = moment
-
-    def arrive(self) -> None:
-        """Take a request in, or refuse it."""
-        self.seen.append(len(self.waiting))
-        if self._idle == 0 and len(self.waiting) >= self._limits.queue_requests:
-            self.refused += 1
-            return
-        self.waiting.append(self._now)
-        self._take()
-
-    def _finish(self, batch: _AtWork) -> None:
-        if batch.arrived:
-            self._idle += 1
-            compute = self._now - batch.taken
-            self._later_waiting.extend(
-                _Request(arrived, batch.taken - arrived + self._costs.handover, compute)
-                for arrived in batch.arrived
-            )
-            self._take()
-        else:
-            self._later_idle += 1
-            unworked = self._costs.handover + self._costs.other
-            self.answered.extend(
-                (self._now, one.queue, one.compute, self._now - one.arrived + unworked) for one in batch.later
-            )
-        self._take_later()
-
-    def _take(self) -> None:
-        if self._idle == 0 or not self.waiting:
-            return
-        self._idle -= 1
-        self.batches += 1
-        arrived = _first(self.waiting, self._batch_requests)
-        self._start(self._costs.batch + self._costs.face * self._faces * len(arrived), arrived, [])
-
-    def _take_later(self) -> None:
-        while self._later_idle > 0 and self._later_waiting:
-            self._later_idle -= 1
-            later = _first(self._later_waiting, self._batch_requests)
-            request = self._costs.later_request + self._costs.later_face * self._faces
-            self._start(request * len(later), [], later)
-
-    def _start(self, work: float, arrived: list[float], later: list[_Request]) -> None:
-        self._started += 1
-        if self._costs.spread > 0:
-            variance = self._costs.spread**2
-            work *= self._generator.standard_gamma(1 / variance) * variance
-        batch = _AtWork(self._given + work, self._started, self._now, arrived, later)
-        heapq.heappush(self._at_work, batch)
-
-
-def _first(waiting: collections.deque[Any], most: int) -> list[Any]:
-    return [waiting.popleft() for _ in range(min(most, len(waiting)))]
+    align, hog = (read_config(DEFAULT_REPOSITORY, name) for name in ("align_mask", "hog"))
+    instances = [config.instance_group[0].count for config in (align, hog)]
+    queue = align.dynamic_batching.default_queue_policy.max_queue_size
+    ordered = sorted(rows, key=lambda row: row["answered"])
+    high, low = ({row["faces"]: row for row in rows} for rows in (ordered, reversed(ordered)))
+    sizes = sorted(high)
+    align_face, align_batch = np.polyfit(sizes, [low[size]["compute_ms"] for size in sizes], 1)
+    left = [
+        1e3 * cores * size / high[size]["answered"]
+        - size * (align_face + align_batch / high[size]["batch_faces"])
+        for size in sizes
+    ]
+    hog_face, hog_request = np.polyfit(sizes, left, 1, w=1 / np.array(left))
+    handover = low[faces]["queue_ms"]
+    fixed = low[faces]["p50_ms"] - handover - align_batch - hog_request - faces * (align_face + hog_face)
+    costs = map(float, (align_batch, align_face, hog_request, hog_face, handover, fixed))
+    return PodModel(*instances, align.max_batch_size, queue, *costs, spread=SPREAD, cores=cores)

@@ -1,7 +1,7 @@
-"""`make gpu-check`: checks and measurements on a machine with a GPU that may reach no package registry.
+"""`make gpu-check`: checks and measurements on a machine with a GPU, with or without a package registry.
 
-`pack` writes the missing wheels in pieces on a machine that reaches one; `--wheels DIR` installs them on the
-other. Results are written after every step.
+Without a registry, run `pack` on a machine that has one: it writes the missing wheels in pieces.
+`--wheels DIR` installs them on the GPU machine. Results are written after every step.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from benchmarks.gpu.page import is_good, page, summary
 from benchmarks.gpu.wheels import PROJECT, WheelsError, environment, install, library_path, pack
 
 WORK = PROJECT / "build" / "gpu"
-"""Where `--wheels` installs."""
+"""Install folder of `--wheels`."""
 
 RESULTS = {"cuda": PROJECT / "benchmarks" / "results", "cpu": PROJECT / "build" / "gpu-dry-run"}
-"""Device -> where to write."""
+"""Device -> output folder."""
 
 QUICK = {"versions": 60, "providers": 60, "parity": 120, "serving": 120, "pool": 150}
-"""Step -> seconds that it may take; the gravest faults show here."""
+"""Step -> time limit, seconds; the steps that find the gravest errors."""
 
 FULL = QUICK | {
     "borders": 60,
@@ -43,8 +43,8 @@ FULL = QUICK | {
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 
-END_SECONDS = 20
-"""For a step that exceeds its time to stop its server."""
+STOP_SECONDS = 20
+"""Grace for a step beyond its time limit to stop its server."""
 
 
 def main() -> int:
@@ -68,8 +68,10 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install the pieces of this folder")
-    parser.add_argument("--quick", action="store_true", help="two minutes: the gravest faults")
-    parser.add_argument("--steps", help="only these, separated by commas", metavar="NAMES")
+    parser.add_argument(
+        "--quick", action="store_true", help="only the steps that find the gravest errors, 2 minutes"
+    )
+    parser.add_argument("--steps", help="only these steps, separated by commas", metavar="NAMES")
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
@@ -80,12 +82,16 @@ def _arguments() -> argparse.Namespace:
         "--results",
         type=Path,
         metavar="DIR",
-        help="where to write; steps that an earlier run wrote there stay (default: benchmarks/results, of a "
-        "dry run build/gpu-dry-run)",
+        help="output folder; keeps steps of earlier runs on the same GPU (default: benchmarks/results, "
+        "for a dry run build/gpu-dry-run)",
     )
     packing = parser.add_subparsers(dest="command").add_parser("pack", help="write the wheels in pieces")
-    packing.add_argument("--into", type=Path, required=True, metavar="DIR", help="an empty or new folder")
-    packing.add_argument("--piece-megabytes", type=float, default=60, help="largest piece (default: 60)")
+    packing.add_argument(
+        "--into", type=Path, required=True, metavar="DIR", help="output folder, empty or new"
+    )
+    packing.add_argument(
+        "--piece-megabytes", type=float, default=60, help="size limit of a piece (default: 60)"
+    )
     arguments = parser.parse_args()
     arguments.results = arguments.results or RESULTS[arguments.device]
     return arguments
@@ -99,14 +105,14 @@ def _command(python: Path, arguments: argparse.Namespace) -> list[str]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    # Late: `pack` and `--wheels` run before these packages are installed.
+    # `pack` and `--wheels` run before these packages are installed.
     import torch
 
     from benchmarks.gpu.rows import build_repository
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(
-            f"gpu-check: torch {torch.__version__} finds no GPU, nothing was written; --device cpu: dry run",
+            f"gpu-check: torch {torch.__version__} finds no GPU, nothing was written; dry run: --device cpu",
             file=sys.stderr,
         )
         return 1
@@ -114,13 +120,13 @@ def _check(arguments: argparse.Namespace) -> int:
     names = arguments.steps.split(",") if arguments.steps else list(limits)
     unknown = ", ".join(sorted(set(names) - set(limits)))
     if unknown:
-        print(f"gpu-check: no step {unknown}; there are {', '.join(limits)}", file=sys.stderr)
+        print(f"gpu-check: unknown step {unknown}; the steps are {', '.join(limits)}", file=sys.stderr)
         return 1
     size = "tiny" if arguments.device == "cpu" else "quick" if arguments.quick else "full"
     gpu = torch.cuda.get_device_name(0) if arguments.device == "cuda" else None
     result = {"gpu": gpu, "steps": _earlier_steps(arguments.results, gpu)}
     if arguments.device == "cpu":
-        print("a dry run on the CPU: tiny counts, and times that mean nothing", flush=True)
+        print("dry run on the CPU: tiny counts, meaningless times", flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         repository = build_repository(Path(folder) / "model_repository")
         for name in names:
@@ -140,7 +146,7 @@ def _earlier_steps(folder: Path, gpu: str | None) -> dict[str, Any]:
 
 
 def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
-    """Run a step in a process group of its own; return its state, its rows and, of a failure, the reason."""
+    """Run a step in a separate process group; return its state, its rows and the reason of a failure."""
     rows, errors = folder / f"{options[0]}.json", folder / f"{options[0]}.stderr"
     command = [sys.executable, "-m", "benchmarks.gpu.step", *options, str(rows)]
     variables = os.environ | {"LD_LIBRARY_PATH": library_path()}
@@ -158,28 +164,28 @@ def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
             state = "failed" if process.wait(seconds) else "done"
         except subprocess.TimeoutExpired:
             state = "timed out"
-            process.send_signal(signal.SIGINT)  # it stops its server
+            process.send_signal(signal.SIGINT)  # the step stops its server
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
+                process.wait(STOP_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    said = errors.read_text(errors="replace").strip().splitlines()
+    stderr_lines = errors.read_text(errors="replace").strip().splitlines()
     if state != "done":
-        print("\n".join(said[-12:]), flush=True)
+        print("\n".join(stderr_lines[-12:]), flush=True)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "size": options[2],
         "state": state,
         "seconds": round(time.monotonic() - start),
-        "error": said[-1] if said and state == "failed" else "",
+        "error": stderr_lines[-1] if stderr_lines and state == "failed" else "",
         "rows": json.loads(rows.read_text()) if rows.exists() else [],
     }
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end a step, and with it the step's server, when this process is killed."""
+    """Make the kernel terminate a step, and the step its server, when this process is killed."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

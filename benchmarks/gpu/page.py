@@ -1,4 +1,4 @@
-"""The page `gpu.md` of a result."""
+"""The page `gpu.md`, from `gpu.json` alone."""
 
 from itertools import groupby
 from typing import Any
@@ -13,31 +13,31 @@ TITLES = {
     "parity": "Parity in process",
     "serving": "Through the server",
     "pool": "With a CUDA pool of 1 MB",
-    "borders": "Borders of the HOG's bins",
-    "shares": "Time of a batch by part, in process",
+    "borders": "Borders of the HOG bins",
+    "shares": "Time of a batch by stage, in process",
     "speed": "Speed through the server",
     "speed_cuda": "Speed with CUDA shared memory",
-    "peer": "Beside py-feat's batched path",
-    "handover": "Masked faces in GPU memory between align_mask and hog",
+    "peer": "Speed relative to py-feat's batched path",
+    "handover": "Masked faces passed from align_mask to hog in GPU memory",
     "memory": "Memory",
 }
 
 NO_GPU = """\
 # On a GPU: not measured
 
-**No GPU has been available so far: nothing below was measured on one.** On a machine with a GPU,
-`make gpu-check` checks, measures and writes this page ([how](../README.md#on-a-gpu)). The tables are those of
-its dry run, which runs every step with tiny counts on a CPU.
+**No GPU has been available so far; nothing below was measured on a GPU.** `make gpu-check` runs the checks
+and measurements on a machine with a GPU and writes this page ([instructions](../README.md#on-a-gpu)). The
+tables show its dry run: every step on a CPU, with tiny counts.
 
-Unmeasured, and waiting for a GPU:
+Not measured yet:
 
-- parity of warp, HOG and POSE on a GPU, and the borders of the HOG's bins with CUDA's atan2;
+- parity of warp, HOG and POSE on a GPU, and the borders of the HOG bins with CUDA's atan2;
 - whether every ONNX node runs on CUDAExecutionProvider;
-- Triton's CUDA pool when it is full, and CUDA shared memory;
-- `masked_faces_on_device`, which stays "false" until it is proved;
+- the behavior of Triton's CUDA memory pool when it is full, and CUDA shared memory;
+- `masked_faces_on_device`, which stays "false" until a GPU has proved it;
 - speed; the goals are 20 times py-feat at 64 faces, 20,000 faces/s with shared memory, 8,000 with messages;
-- memory of each model instance on the GPU;
-- NVIDIA's C++ ONNX Runtime backend on a GPU, which the command's server does not have."""
+- GPU memory of each model instance;
+- NVIDIA's C++ ONNX Runtime backend on a GPU: the server of `make gpu-check` has the Python-based one."""
 
 
 def page(result: Result) -> str:
@@ -45,7 +45,7 @@ def page(result: Result) -> str:
     parts = [
         f"# On a GPU: {result['gpu']}" if result["gpu"] else NO_GPU,
         "## Steps",
-        "Each step runs in a process of its own. A step that fails or exceeds its time keeps its rows.",
+        "Each step runs in a separate process. A step that fails or exceeds its time limit keeps its rows.",
         _table([_step_row(name, step) for name, step in result["steps"].items()]),
     ]
     for name, step in result["steps"].items():
@@ -53,13 +53,13 @@ def page(result: Result) -> str:
         shown = step["rows"] if result["gpu"] else [row for row in step["rows"] if _is_dry_run_row(name, row)]
         for _, rows in groupby(sorted(shown, key=_kind), key=_kind):
             parts.append(_table([_with_verdict(row) for row in rows]))
-        if left_out := len(step["rows"]) - len(shown):
-            parts.append(f"Left out: {left_out} rows of speed or memory, which mean nothing in a dry run.")
+        if omitted := len(step["rows"]) - len(shown):
+            parts.append(f"Omitted: {omitted} rows of speed or memory, which a dry run cannot measure.")
     return "\n\n".join(parts) + "\n"
 
 
 def summary(result: Result) -> str:
-    """Return the short table that is printed last: the steps, and every check that misses its goal."""
+    """Return the steps and the checks that missed their goals as plain text."""
     lines = [
         f"{name:<10} {step['state']:<10} {step['seconds']:>5} s  "
         f"{sum(row.get('reached') is True for row in step['rows'])} reached, "
@@ -76,7 +76,7 @@ def summary(result: Result) -> str:
 
 
 def is_good(result: Result) -> bool:
-    """Tell whether every step is done and no check missed its goal."""
+    """Return whether every step is done and no check missed its goal."""
     steps = result["steps"].values()
     return all(step["state"] == "done" for step in steps) and not any(
         row.get("reached") is False for step in steps for row in step["rows"]
@@ -84,7 +84,7 @@ def is_good(result: Result) -> bool:
 
 
 def _is_dry_run_row(name: str, row: dict[str, Any]) -> bool:
-    """Tell whether a row means something without a GPU."""
+    """Return whether a row is meaningful without a GPU."""
     return name in ("versions", "borders") or row.get("reached") is not None
 
 

@@ -19,7 +19,7 @@ import torch
 from align_mask.pipeline import process
 from align_mask.stage_clock import StageClock
 from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Row, Rows, check
-from benchmarks.speed.input_data import as_bytes
+from benchmarks.speed.input_data import as_uint8
 from benchmarks.speed.local_pipeline import align_settings
 from export.hog.graph import BORDER_SHIFTS, build_hog_graph
 from tests.support import oracles
@@ -29,9 +29,9 @@ from tests.support.machine import machine
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 EXACT = ("MASK", "ALIGNED_LANDMARKS", "AFFINE")
-WANTED = frozenset({*EXACT, "MASKED_FACES"})
+ALIGN_OUTPUTS = frozenset({*EXACT, "MASKED_FACES"})
 
-Answers = dict[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
 
 
 def provider(device: str) -> str:
@@ -46,8 +46,10 @@ def versions(job: Job) -> Rows:
     yield check("onnxruntime", f"{onnxruntime.__version__}: {', '.join(available)}")
     if job.device == "cuda":
         query = "--query-gpu=name,driver_version,memory.total"
-        said = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
-        yield check("GPU, driver, memory", (said.stdout or said.stderr).strip())
+        output = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True
+        )
+        yield check("GPU, driver, memory", (output.stdout or output.stderr).strip())
         yield check("CUDA of torch", str(torch.version.cuda))
     for name, value in machine().items():
         if name not in ("torch", "onnxruntime"):
@@ -56,7 +58,7 @@ def versions(job: Job) -> Rows:
 
 @functools.cache
 def session(job: Job, model: str, profile_prefix: str | None = None) -> onnxruntime.InferenceSession:
-    """Load a model's graph once, with the provider and the options that the server gives it."""
+    """Load a model's graph once, with the execution provider and options of the server."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if profile_prefix:
@@ -72,10 +74,10 @@ def session(job: Job, model: str, profile_prefix: str | None = None) -> onnxrunt
 
 
 def providers(job: Job) -> Rows:
-    """Check where the warp computes; profile both graphs, count the nodes on each execution provider."""
+    """Check the device of the warp; profile both graphs and count the nodes on each execution provider."""
     frames, landmarks = photo_faces(8, SEED)
     pixels = torch.from_numpy(frames).to(job.device)
-    faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings(), StageClock())
+    faces = process(pixels, torch.from_numpy(landmarks), ALIGN_OUTPUTS, align_settings(), StageClock())
     masked = faces.outputs["MASKED_FACES"]
     yield check("warp: device", masked.device.type, job.device, masked.device.type == job.device)
     inputs = {"hog": {"MASKED_FACES": masked.cpu().numpy()}, "pose_mlp": {"LANDMARKS": landmarks}}
@@ -92,20 +94,20 @@ def providers(job: Job) -> Rows:
             for event in events
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
         ]
-        elsewhere = sorted({name for where, name in nodes if where != provider(job.device)})
+        on_other = sorted({name for where, name in nodes if where != provider(job.device)})
         counts = ", ".join(f"{count} on {where}" for where, count in Counter(w for w, _ in nodes).items())
         yield check(
             f"{model}: ONNX nodes",
-            f"{counts}{': ' if elsewhere else ''}{', '.join(elsewhere)}",
+            f"{counts}{': ' if on_other else ''}{', '.join(on_other)}",
             f"all on {provider(job.device)}",
-            bool(nodes) and not elsewhere,
+            bool(nodes) and not on_other,
         )
 
 
-def answers(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Answers:
+def compute_outputs(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Outputs:
     """Compute every output on the job's device, as the models do."""
     pixels = torch.from_numpy(frames).to(job.device)
-    faces = process(pixels, torch.from_numpy(landmarks), WANTED, align_settings(), StageClock())
+    faces = process(pixels, torch.from_numpy(landmarks), ALIGN_OUTPUTS, align_settings(), StageClock())
     if faces.invalid:
         raise ValueError(f"faces of this check are invalid: {faces.invalid}")
     outputs = {name: values.cpu().numpy() for name, values in faces.outputs.items()}
@@ -115,7 +117,7 @@ def answers(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Answers:
 
 
 def check_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut faces out of the photograph, some blank and some half blank; some jaws end outside the crop."""
+    """Crop faces from the photograph; some are blank or half blank, some jaws leave the crop."""
     frames, landmarks = photo_faces(count, SEED)
     frames[::16] = 0
     frames[1::16, :, :, : CROP // 2] = 0
@@ -129,7 +131,7 @@ def worst(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def differing(what: str, left: np.ndarray, right: np.ndarray, limit: float = 0.0, allowed: int = 0) -> Row:
-    """Make the check that at most `allowed` faces differ by more than `limit`."""
+    """Check that at most `allowed` faces differ by more than `limit`."""
     difference = worst(left, right)
     count = int((difference > limit).sum())
     measured = f"{count} of {len(left)} faces, largest {difference.max():.1e}"
@@ -138,10 +140,10 @@ def differing(what: str, left: np.ndarray, right: np.ndarray, limit: float = 0.0
 
 
 def parity(job: Job) -> Rows:
-    """Compare the device with the CPU path and the oracles, bytes with floats, single faces with batches."""
+    """Compare the device with the CPU path and the oracles, UINT8 with FP32, single faces with batches."""
     frames, landmarks = check_faces(job.size.faces)
-    here = answers(job, frames, landmarks)
-    on_cpu = answers(Job("cpu", job.size, job.repository), frames, landmarks)
+    here = compute_outputs(job, frames, landmarks)
+    on_cpu = compute_outputs(Job("cpu", job.size, job.repository), frames, landmarks)
     for name in EXACT:
         yield differing(f"{name} against the CPU path", here[name], on_cpu[name])
     few = range(job.size.oracle_faces)
@@ -166,12 +168,12 @@ def parity(job: Job) -> Rows:
     size = np.maximum(1, np.abs(on_cpu["POSE"]))
     title = "POSE's six numbers, relative"
     yield differing(title, here["POSE"] / size, on_cpu["POSE"] / size, TOLERANCE)
-    in_bytes = as_bytes(frames)
-    floats = answers(job, np.divide(in_bytes, 255, dtype=np.float32), landmarks)
-    from_bytes = answers(job, in_bytes, landmarks)
+    uint8 = as_uint8(frames)
+    floats = compute_outputs(job, np.divide(uint8, 255, dtype=np.float32), landmarks)
+    from_uint8 = compute_outputs(job, uint8, landmarks)
     for name in ("MASKED_FACES", "HOG"):
-        yield differing(f"{name} of UINT8 against FP32 / 255", from_bytes[name], floats[name])
-    alone = [answers(job, frames[[face]], landmarks[[face]]) for face in few[:32]]
+        yield differing(f"{name} of UINT8 against FP32 / 255", from_uint8[name], floats[name])
+    alone = [compute_outputs(job, frames[[face]], landmarks[[face]]) for face in few[:32]]
     for name in ("MASKED_FACES", "HOG", "POSE"):
         single = np.concatenate([one[name] for one in alone])
         yield differing(f"{name}, single against batched", single, here[name][: len(single)])
@@ -238,13 +240,13 @@ def reference_bins(gx: np.ndarray, gy: np.ndarray, device: str) -> np.ndarray:
 
 
 def measured_shift(offset: np.ndarray, above: np.ndarray) -> tuple[float, float]:
-    """Return how far below a border the bin changes, and the width within which it goes both ways."""
+    """Return how far below a border the bin changes, and the width of the interval with both bins."""
     lowest, highest = offset[above].min(), offset[~above].max()
     return -(lowest + highest) / 2, max(0.0, highest - lowest)
 
 
 def bin_graph(job: Job) -> onnxruntime.InferenceSession:
-    """Cut out of the HOG graph the nodes that find a gradient's bin."""
+    """Extract from the HOG graph the nodes that compute a gradient's bin."""
     model = onnx.shape_inference.infer_shapes(build_hog_graph(CROP))
     outputs = ["one_if_left", "flat", "low", "high", "upright"]
     cut = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
@@ -259,14 +261,16 @@ def graph_bins(steps: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarr
     return np.where(left == 1, 7 - rank, rank)
 
 
-def shares(job: Job) -> Rows:
-    """Time the parts of a batch one after the other: alignment, mask, warp, copies, HOG."""
+def stage_times(job: Job) -> Rows:
+    """Time the stages of a batch: alignment, mask, warp, copies, HOG."""
     for faces in job.size.batches:
         frames, landmarks = photo_faces(faces, SEED)
-        yield {"faces": faces, "frames": "UINT8"} | _parts(job, as_bytes(frames), torch.from_numpy(landmarks))
+        yield {"faces": faces, "frames": "UINT8"} | _time_stages(
+            job, as_uint8(frames), torch.from_numpy(landmarks)
+        )
 
 
-def _parts(job: Job, frames: np.ndarray, landmarks: torch.Tensor) -> Row:
+def _time_stages(job: Job, frames: np.ndarray, landmarks: torch.Tensor) -> Row:
     hog, settings = session(job, "hog"), align_settings()
     host = torch.from_numpy(frames)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -286,7 +290,7 @@ def _parts(job: Job, frames: np.ndarray, landmarks: torch.Tensor) -> Row:
                 pixels = host.to(job.device)
             clock = StageClock()
             with timed("warp"):
-                faces = process(pixels, landmarks, WANTED, settings, clock)
+                faces = process(pixels, landmarks, ALIGN_OUTPUTS, settings, clock)
             with timed("masked faces to the host"):
                 masked = faces.outputs["MASKED_FACES"].cpu().numpy()
             with timed("HOG from and to the host"):
@@ -296,8 +300,10 @@ def _parts(job: Job, frames: np.ndarray, landmarks: torch.Tensor) -> Row:
         seconds["warp"][-1] -= clock.seconds["align"] + clock.seconds["mask"]
         with timed("HOG of masked faces on the device"):
             _hog_on_device(hog, faces.outputs["MASKED_FACES"])
-    # The first rounds load kernels.
-    return {f"{name}, ms": round(1e3 * float(np.median(all_[3:])), 3) for name, all_ in seconds.items()}
+    # The first three rounds include the loading of kernels.
+    return {
+        f"{name}, ms": round(1e3 * float(np.median(durations[3:])), 3) for name, durations in seconds.items()
+    }
 
 
 def _hog_on_device(hog: onnxruntime.InferenceSession, masked: torch.Tensor) -> None:

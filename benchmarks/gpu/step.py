@@ -1,7 +1,6 @@
-"""`python -m benchmarks.gpu.step NAME DEVICE SIZE REPOSITORY FILE`: one step in a process of its own.
+"""`python -m benchmarks.gpu.step NAME DEVICE SIZE REPOSITORY FILE`: run one step in a separate process.
 
-A step that crashes, hangs or leaves CUDA in a bad state harms no other, and the rows that it had made stay in
-FILE.
+A step that crashes, hangs or corrupts CUDA's state does not affect the others; its rows so far stay in FILE.
 """
 
 import json
@@ -10,16 +9,25 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import pipeline_checks as in_process
-from benchmarks.gpu import server_checks as serving
+from benchmarks.gpu import pipeline_checks, server_checks
 from benchmarks.gpu.rows import SIZES, Job, Row
 from benchmarks.speed.local_pipeline import align_settings
 
 STEPS = {
-    **{name: getattr(in_process, name) for name in ("versions", "providers", "parity", "borders", "shares")},
-    **{name: getattr(serving, name) for name in ("serving", "pool", "speed", "speed_cuda", "peer")},
-    **{name: getattr(serving, name) for name in ("handover", "memory")},
+    "versions": pipeline_checks.versions,
+    "providers": pipeline_checks.providers,
+    "parity": pipeline_checks.parity,
+    "borders": pipeline_checks.borders,
+    "shares": pipeline_checks.stage_times,
+    "serving": server_checks.serving,
+    "pool": server_checks.full_cuda_pool,
+    "speed": server_checks.speed,
+    "speed_cuda": server_checks.speed_cuda,
+    "peer": server_checks.compare_with_pyfeat,
+    "handover": server_checks.handover,
+    "memory": server_checks.memory,
 }
+"""Name, as in `gpu.json` and `--steps`, of each step."""
 
 
 def main(name: str, device: str, size: str, repository: str, file: str) -> None:

@@ -1,6 +1,6 @@
-"""Wheels for a machine that reaches no package registry: packed into pieces here, installed there.
+"""Wheels for a machine without a package registry: packed into pieces on one machine, installed on another.
 
-Only the standard library is imported, since the packages are still missing when `install` runs.
+Imports only the standard library: the packages are missing until `install` has run.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 PYTHON = "3.12"
-"""The GPU machine's."""
+"""Version on the GPU machine."""
 
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in (35, 28, 27, 24, 17)),
@@ -25,17 +25,16 @@ PLATFORMS = (
 )
 
 WHEELS = {
-    # Versions without a pin are those of constraints.txt. NumPy 2 must not reach the stubs: with it Triton
-    # 2.51's Python stub returns arrays as tensors of 0 bytes. SciPy 1.18 needs NumPy 2. tritonclient needs
-    # a protobuf and a grpcio as new as these.
+    # constraints.txt has the other versions. With NumPy 2 the Python stub of Triton 2.51 returns tensors of 0
+    # bytes, and SciPy 1.18 requires NumPy 2. tritonclient requires protobuf and grpcio of these versions.
     "serving": (
         *("nvidia-pytriton", "tritonclient", "python-rapidjson", "protobuf", "grpcio"),
         *("numpy", "scipy", "scikit-image"),
-        "onnxruntime-gpu==1.31.1",  # built for CUDA 13, as the machine's torch
+        "onnxruntime-gpu==1.31.1",  # built for CUDA 13, like torch on the GPU machine
     ),
     "peer": ("py-feat==2.1.5",),
 }
-"""Folder -> what is installed into it, without dependencies. The peer runs with the machine's own NumPy."""
+"""Folder -> packages installed into it, without dependencies. `peer` (py-feat) uses the machine's NumPy."""
 
 ARCHIVE = "wheels.tar"
 
@@ -50,7 +49,7 @@ def pack(into: Path, piece_megabytes: float) -> list[Path]:
     Returns
     -------
     list of Path
-        The pieces, ``into/0/wheels.tar.0-of-N`` and so on: each in a folder of its own, to be sent alone.
+        The pieces, ``into/0/wheels.tar.0-of-N`` and so on: each in a separate folder, for separate transfer.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, requirements in WHEELS.items():
@@ -83,11 +82,11 @@ def split(wheels: Path, into: Path, piece_bytes: int) -> list[Path]:
 
 
 def complete(pieces: Path) -> list[Path]:
-    """Return the pieces of an archive somewhere below the folder `pieces`, in their order."""
+    """Return the pieces of an archive below the folder `pieces`, in their order."""
     found = {path.name: path for path in pieces.rglob(f"{ARCHIVE}.*-of-*")}
     counts = {name.rpartition("-of-")[2] for name in found}
     if len(counts) != 1:
-        raise WheelsError(f"{pieces} holds pieces of {len(counts)} archives, not of one: {sorted(found)}")
+        raise WheelsError(f"{pieces} has pieces of {len(counts)} archives instead of 1: {sorted(found)}")
     count = int(counts.pop())
     names = [f"{ARCHIVE}.{index}-of-{count}" for index in range(count)]
     missing = [name for name in names if name not in found]
@@ -97,7 +96,7 @@ def complete(pieces: Path) -> list[Path]:
 
 
 def join(pieces: list[Path], target: Path) -> None:
-    """Unpack the archive that the pieces make."""
+    """Join the pieces to an archive and unpack it."""
     with tempfile.TemporaryFile() as archive:
         for piece in pieces:
             archive.write(piece.read_bytes())
@@ -111,7 +110,7 @@ def install(pieces: Path, work: Path) -> Path:
 
     Triton's stubs take their packages from the first `python3` on PATH and do not read PYTHONPATH. So that
     Python is a virtual environment whose .pth file names the installed folder, the client and this Python's
-    own site-packages, in this order. Pieces that are installed already are not installed again.
+    own site-packages, in this order. Installed pieces are not installed again.
     """
     python, made_of = work / "venv" / "bin" / "python3", work / "pieces.txt"
     found = complete(pieces)
@@ -135,12 +134,12 @@ def install(pieces: Path, work: Path) -> Path:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Return the environment of the installed Python; py-feat runs with this one, whose NumPy fits pandas."""
+    """Return variables for the installed Python; py-feat runs with this Python's NumPy and pandas."""
     return os.environ | {"PYFEAT_PYTHON": sys.executable, "PYTHONPATH": str(work / "peer")}
 
 
 def library_path() -> str:
-    """Return LD_LIBRARY_PATH with torch's CUDA libraries, where onnxruntime-gpu finds them in the stubs."""
+    """Return LD_LIBRARY_PATH with torch's CUDA libraries, which onnxruntime-gpu needs in the stubs."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec else ()
     libraries = [str(folder) for root in roots for folder in sorted(Path(root).glob("*/lib"))]
@@ -155,5 +154,5 @@ def _run(*command: str) -> None:
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         lines = [line for line in finished.stderr.splitlines() if re.match("ERROR|Error", line)]
-        said = (lines or finished.stderr.splitlines() or ["no reason given"])[-1]
-        raise WheelsError(f"{' '.join(command[1:5])} ... failed: {said}")
+        reason = (lines or finished.stderr.splitlines() or ["no reason given"])[-1]
+        raise WheelsError(f"{' '.join(command[1:5])} ... failed: {reason}")

@@ -1,1 +1,1 @@
-"""Speed side by side with py-feat, parity, equality of the masks."""
+"""Speed, parity and mask equality, next to py-feat."""

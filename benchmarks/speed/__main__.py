@@ -1,4 +1,4 @@
-"""`make bench`: every row of the speed table, measured side by side with py-feat, in one run.
+"""`make bench`: measure every row of the speed table in alternation with py-feat.
 
 Writes `results/bench.json`, `results/bench.md` and `results/bench.png`. PYFEAT_PYTHON names the Python of
 py-feat's environment, PERF_ANALYZER a perf_analyzer that is not on PATH.
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.speed import in_process, served
 from benchmarks.speed.load import LoadError, load_generator
 from benchmarks.speed.page import write_report
-from benchmarks.speed.pyfeat_process import PeerError, PyFeat
+from benchmarks.speed.pyfeat_process import PyFeat, PyFeatError
 from deploy.local import LocalServer
 from deploy.local.server import ServerError
 from tests.support.face_data import photo_faces
@@ -26,17 +26,17 @@ SERVED_THREADS = 2
 
 
 def main() -> int:
-    """Measure and write; return 1 with one line when the environment lacks something."""
+    """Measure and write; return 1 with one line of error when the environment is incomplete."""
     arguments = _arguments()
     if "PYFEAT_PYTHON" not in os.environ:
         print(
-            "bench: PYFEAT_PYTHON must name the Python of py-feat's environment; `make bench` sets it up",
+            "bench: PYFEAT_PYTHON is not set: it names py-feat's Python, and `make bench` sets it",
             file=sys.stderr,
         )
         return 1
     try:
         result = _measure(arguments.rounds, arguments.memory_minutes)
-    except (ServerError, LoadError, PeerError) as error:
+    except (ServerError, LoadError, PyFeatError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -52,15 +52,15 @@ def _arguments() -> argparse.Namespace:
         "--rounds",
         type=int,
         default=7,
-        help="rounds in process; half as many, at least 3, through the server (default: %(default)s)",
+        help="rounds in process; through the server half as many, at least 3 (default: %(default)s)",
     )
     parser.add_argument(
         "--memory-minutes",
         type=float,
         default=3,
-        help="length of the load that memory is watched under (default: %(default)s)",
+        help="minutes of load while memory is sampled (default: %(default)s)",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="output folder")
     return parser.parse_args()
 
 
@@ -74,14 +74,14 @@ def _measure(rounds: int, memory_minutes: float) -> dict[str, object]:
         "rounds": rounds,
         "served_rounds": served_rounds,
     }
-    with PyFeat(frames, landmarks) as peer:
-        result["hog"] = in_process.hog_rows(peer, frames, landmarks, rounds)
-        result["masks"] = in_process.mask_rows(peer, landmarks, rounds)
+    with PyFeat(frames, landmarks) as pyfeat:
+        result["hog"] = in_process.hog_rows(pyfeat, frames, landmarks, rounds)
+        result["masks"] = in_process.mask_rows(pyfeat, landmarks, rounds)
         result["growth"] = in_process.growth_rows(frames, landmarks, rounds)
         with LocalServer() as server:
-            rows = served.throughput_rows(server, load, peer, SERVED_THREADS, served_rounds)
+            rows = served.throughput_rows(server, load, pyfeat, SERVED_THREADS, served_rounds)
             result["served"] = rows
-            result["one_face"] = served.one_face(server, peer, frames, landmarks, rounds)
+            result["one_face"] = served.one_face(server, pyfeat, frames, landmarks, rounds)
             best = max(rows, key=lambda row: row["ratio"])
             result["cpu_cost"] = served.cpu_cost(server, load, frames, landmarks, best, served_rounds)
             result["memory"] = served.memory_rows(server, load, memory_minutes)

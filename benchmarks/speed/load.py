@@ -1,4 +1,4 @@
-"""Load on a server: NVIDIA's perf_analyzer where there is one, else the project's own client."""
+"""Load generators: NVIDIA's perf_analyzer if it is installed, else threads of the project's client."""
 
 import concurrent.futures
 import csv
@@ -19,14 +19,14 @@ from benchmarks.speed.input_data import input_faces, write_input_data
 from triton_face_client import FaceFeatureClient
 
 WINDOWS = 3
-"""perf_analyzer compares its last three."""
+"""Measurement windows of perf_analyzer, which needs three."""
 
 INPUT_FACES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What came of a closed loop: faces a second, and milliseconds of a request."""
+    """Result of a closed loop: faces per second, and latency of a request."""
 
     faces_per_second: float
     p50_ms: float
@@ -34,20 +34,20 @@ class Load:
 
 
 class LoadError(RuntimeError):
-    """The load generator failed; the message is its own last words."""
+    """The load generator failed; the message ends its output."""
 
 
 class PerfAnalyzer:
-    """perf_analyzer over gRPC. It asks for every output of the ensemble; it cannot be told otherwise."""
+    """perf_analyzer over gRPC. It always requests all outputs of the ensemble."""
 
     def __init__(self, command: str) -> None:
         self.command = command
-        said = subprocess.run([command, "--version"], capture_output=True, text=True)
-        self.name = (said.stdout + said.stderr).strip()
+        version = subprocess.run([command, "--version"], capture_output=True, text=True)
+        self.name = (version.stdout + version.stderr).strip()
         self._folder = tempfile.TemporaryDirectory()
 
     def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:
-        """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds` and more."""
+        """Keep `concurrency` requests of `batch` faces in flight for at least `seconds`."""
         data = Path(self._folder.name) / f"{frames_input}.json"
         if not data.exists():
             write_input_data(data, frames_input, INPUT_FACES)
@@ -58,7 +58,7 @@ class PerfAnalyzer:
                 *(self.command, "-m", "ensemble", "-i", "grpc", "-u", url, "-b", str(batch)),
                 *("--concurrency-range", str(concurrency), "--input-data", str(data)),
                 *("--measurement-interval", str(round(1000 * seconds / WINDOWS)), "-f", str(table)),
-                # What a machine with neighbours does; medians over rounds are taken later.
+                # Accept unstable windows: the benchmark uses medians over rounds.
                 *("--stability-percentage", "100", "--max-trials", str(WINDOWS)),
             ],
             capture_output=True,
@@ -73,15 +73,15 @@ class PerfAnalyzer:
         )
 
 
-class OwnClient:
-    """Threads of the project's client; asks for HOG and POSE. Slower than perf_analyzer: it is Python.
+class ProjectClient:
+    """Threads of the project's client; requests HOG and POSE. Uses more CPU than perf_analyzer.
 
     Parameters
     ----------
     shm : bool or "cuda"
-        The client's option. With "cuda" the frames already lie on the GPU.
+        The client's option. With "cuda" the frames are on the GPU before the load starts.
     headers : dict of str to str, optional
-        Open the endpoints that register shared memory.
+        Headers that give access to the restricted endpoints for shared memory.
     """
 
     name = "triton_face_client"
@@ -91,10 +91,10 @@ class OwnClient:
         self._headers = headers
 
     def run(self, url: str, frames_input: str, batch: int, concurrency: int, seconds: float) -> Load:
-        """Send requests of `batch` faces, `concurrency` of them at a time, for some `seconds`."""
-        few_frames, few_landmarks = _input_faces(frames_input)
-        frames = np.resize(few_frames, (batch, *few_frames.shape[1:]))
-        landmarks = np.resize(few_landmarks, (batch, *few_landmarks.shape[1:]))
+        """Keep `concurrency` requests of `batch` faces in flight for `seconds`."""
+        some_frames, some_landmarks = _input_faces(frames_input)
+        frames = np.resize(some_frames, (batch, *some_frames.shape[1:]))
+        landmarks = np.resize(some_landmarks, (batch, *some_landmarks.shape[1:]))
         if self._shm == "cuda":
             frames = torch.from_numpy(frames).cuda()
         connected = threading.Barrier(concurrency)
@@ -123,7 +123,7 @@ def _input_faces(frames_input: str) -> tuple[np.ndarray, np.ndarray]:
     return input_faces(frames_input, INPUT_FACES)
 
 
-def load_generator() -> PerfAnalyzer | OwnClient:
-    """Return perf_analyzer as PERF_ANALYZER names it or as PATH has it, else the own client."""
+def load_generator() -> PerfAnalyzer | ProjectClient:
+    """Return the perf_analyzer of PERF_ANALYZER or PATH, else the project's client."""
     command = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
-    return PerfAnalyzer(command) if command else OwnClient()
+    return PerfAnalyzer(command) if command else ProjectClient()

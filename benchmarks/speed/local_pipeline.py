@@ -1,4 +1,4 @@
-"""The service's own computation in one process: py-feat's calls and the cost of serving compare with it."""
+"""The service's computation in this process, without Triton."""
 
 import numpy as np
 import onnxruntime
@@ -10,10 +10,10 @@ from align_mask.settings import Settings
 from align_mask.stage_clock import StageClock
 from export.repository import DEFAULT_REPOSITORY, read_config
 
-_WANTED = frozenset({"MASKED_FACES"})
+_REQUESTED = frozenset({"MASKED_FACES"})
 
 
-class InProcess:
+class LocalPipeline:
     """align_mask's pipeline, the HOG graph and the pose graph, called one after the other.
 
     Parameters
@@ -32,7 +32,7 @@ class InProcess:
     def hog(self, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """Return HOG float32 ``[N, 5408]`` of frames ``[N, 3, H, W]`` and landmarks ``[N, 68, 2]``."""
         faces = process(
-            torch.from_numpy(frames), torch.from_numpy(landmarks), _WANTED, self.settings, StageClock()
+            torch.from_numpy(frames), torch.from_numpy(landmarks), _REQUESTED, self.settings, StageClock()
         )
         masked = faces.outputs["MASKED_FACES"].numpy()
         runs = range(0, len(masked), self.rows_per_run)
@@ -48,7 +48,7 @@ class InProcess:
 
 
 def align_settings() -> Settings:
-    """Read what align_mask is configured to do."""
+    """Read align_mask's settings from its model configuration."""
     config = read_config(DEFAULT_REPOSITORY, "align_mask")
     return Settings.from_model_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
 

@@ -1,12 +1,12 @@
-"""`python -m benchmarks.speed.mask_equality`: a million masks against scipy and scikit-image.
+"""`python -m benchmarks.speed.mask_equality`: compare a million masks with those of scipy and scikit-image.
 
-Of four kinds, a quarter each: the face of the demo's photograph, distorted and jittered, as `align` places
-it; points spread evenly over 3 to 150 pixels around a place on or off the face; all points in 3 to 12
-places; and spreads from one pixel to 5,000 with the jaw's ends around the face's borders. Sets on one line
-are drawn anew, they have no hull.
+Four kinds of landmark sets, a quarter each: the face of the demo's photograph, distorted, jittered and
+aligned; points spread evenly over 3 to 150 pixels around a position on or off the face; all points on 3 to
+12 positions; spreads from 1 to 5,000 pixels with the ends of the jaw near the face's borders. Sets on one
+line have no hull and are drawn again.
 
-Real faces can be added: `--landmarks FILE.npz`, whose `landmarks` are ``[N, 68, 2]`` pixels of any frame.
-The record in `results/mask_equality.json` was written with both and `--output`.
+`--landmarks FILE.npz` adds real faces: `landmarks` ``[N, 68, 2]`` in pixels of any frame.
+`results/mask_equality.json` was written with both and `--output`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.support import oracles
 from tests.support.face_data import CROP, extreme_aligned_landmarks
 from tests.support.machine import machine
 
-SETS_AT_ONCE = 1000
+CHUNK_SETS = 1000
 
 Draw = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -38,12 +38,12 @@ Draw = Callable[[int, np.random.Generator], np.ndarray]
 def main() -> int:
     """Compare; return 1 when a mask differs."""
     arguments = _arguments()
-    seeds = range(arguments.sets // SETS_AT_ONCE)
+    seeds = range(arguments.sets // CHUNK_SETS)
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
         counted = pool.map(_compare_seed, seeds)
-        differing = sum(tqdm(counted, total=len(seeds), unit_scale=SETS_AT_ONCE, unit="set"))
+        differing = sum(tqdm(counted, total=len(seeds), unit_scale=CHUNK_SETS, unit="set"))
     result = {
-        "sets": len(seeds) * SETS_AT_ONCE,
+        "sets": len(seeds) * CHUNK_SETS,
         "differing": differing,
         "machine": machine(),
     }
@@ -63,28 +63,28 @@ def _arguments() -> argparse.Namespace:
         "--sets",
         type=_thousands,
         default=1_000_000,
-        help="landmark sets, whole thousands (default: %(default)s)",
+        help="number of landmark sets, a multiple of 1000 (default: %(default)s)",
     )
-    parser.add_argument("--landmarks", type=Path, metavar="FILE.npz", help="real faces to compare as well")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where to write the result")
+    parser.add_argument("--landmarks", type=Path, metavar="FILE.npz", help="real faces to compare too")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="output file")
     return parser.parse_args()
 
 
 def _thousands(text: str) -> int:
     count = int(text)
-    if count <= 0 or count % SETS_AT_ONCE:
-        raise argparse.ArgumentTypeError(f"{count} is not a multiple of {SETS_AT_ONCE}")
+    if count <= 0 or count % CHUNK_SETS:
+        raise argparse.ArgumentTypeError(f"{count} is not a multiple of {CHUNK_SETS}")
     return count
 
 
 def _compare_seed(seed: int) -> int:
-    """Draw `SETS_AT_ONCE` landmark sets and count the masks that differ."""
+    """Draw `CHUNK_SETS` landmark sets and count the masks that differ."""
     generator = np.random.default_rng([seed, 20261122])
     torch.set_num_threads(1)
-    count = SETS_AT_ONCE // 4
+    count = CHUNK_SETS // 4
     return sum(
         _differing(_with_hull(draw, count, generator))
-        for draw in (_distorted_faces, _even_spreads, _few_places, _extremes)
+        for draw in (_distorted_faces, _even_spreads, _few_positions, _extremes)
     )
 
 
@@ -101,8 +101,8 @@ def _with_hull(draw: Draw, count: int, generator: np.random.Generator) -> np.nda
     drawn = np.empty((0, 68, 2), dtype=np.int64)
     while len(drawn) < count:
         more = draw(count, generator)
-        bad = list(check_hulls(convex_hulls(more)))
-        drawn = np.concatenate([drawn, np.delete(more, bad, axis=0)])
+        without_hull = list(check_hulls(convex_hulls(more)))
+        drawn = np.concatenate([drawn, np.delete(more, without_hull, axis=0)])
     return drawn[:count]
 
 
@@ -126,10 +126,10 @@ def _even_spreads(count: int, generator: np.random.Generator) -> np.ndarray:
     return (centre + spread * generator.uniform(-0.5, 0.5, (count, 68, 2))).astype(np.int64)
 
 
-def _few_places(count: int, generator: np.random.Generator) -> np.ndarray:
-    places = generator.integers(-40, CROP + 40, (count, 12, 2))
+def _few_positions(count: int, generator: np.random.Generator) -> np.ndarray:
+    positions = generator.integers(-40, CROP + 40, (count, 12, 2))
     chosen = generator.integers(0, generator.integers(3, 13, (count, 1)), (count, 68))
-    return np.take_along_axis(places, chosen[..., None], axis=1)
+    return np.take_along_axis(positions, chosen[..., None], axis=1)
 
 
 def _extremes(count: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The benchmark's page and plot, made from its JSON alone."""
+"""Page and picture of `make bench`, from its JSON alone."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 
 Result = dict[str, Any]
 
-PEER_COLOURS = {"batched": "tab:orange", "legacy": "tab:red", "scipy_skimage": "tab:orange"}
+PYFEAT_COLOURS = {"batched": "tab:orange", "legacy": "tab:red", "scipy_skimage": "tab:orange"}
 
 
 def write_report(result: Result, folder: Path) -> None:
@@ -26,52 +26,59 @@ def _page(result: Result) -> str:
     return (
         "\n\n".join(
             [
-                "# Measured",
-                f"Made by `make bench`: {machine}; load by {result['load']}; {result['rounds']} rounds "
-                f"in process, {result['served_rounds']} through the server. "
-                "Medians over rounds in which every side takes its turn; a ratio is the rounds' median "
-                "ratio, which on a machine whose speed drifts is not the ratio of the medians beside it. "
-                "What bounds a row that falls short, and what was tried, is in "
-                "[the benchmarks' README](../README.md).",
+                "# Speed",
+                f"Written by `make bench`: {machine}; load generator: {result['load']}; {result['rounds']} "
+                f"rounds in process, {result['served_rounds']} through the server. Each round measures the "
+                "service and py-feat in alternation. Times are medians over rounds; a ratio is the median of "
+                "the rounds' ratios, which differs from the ratio of the medians when the machine's speed "
+                "drifts. "
+                "[The benchmarks' README](../README.md) explains the missed goals and what was tried.",
                 "![The same figures as a picture](bench.png)",
                 "## Goals",
-                _table(["what", "goal", "measured", ""], _goals(result)),
-                "## In process, one thread, crops and landmarks to HOG, ms a face",
+                _table(["measurement", "goal", "measured", ""], _goals(result)),
+                "## In process, one thread: HOG from crops and landmarks, ms per face",
                 _table(
-                    ["faces", "ours", "py-feat batched", "py-feat legacy", "batched / ours", "legacy / ours"],
+                    [
+                        "faces",
+                        "service",
+                        "py-feat batched",
+                        "py-feat legacy",
+                        "batched / service",
+                        "legacy / service",
+                    ],
                     [
                         [row["faces"]]
-                        + [f"{row[name]:.3f}" for name in ("ours_ms", "batched_ms", "legacy_ms")]
+                        + [f"{row[name]:.3f}" for name in ("service_ms", "batched_ms", "legacy_ms")]
                         + [f"{row[name]:.1f}" for name in ("batched_ratio", "legacy_ratio")]
                         for row in result["hog"]
                     ],
                 ),
-                "## Masks alone, microseconds a face",
+                "## Masks alone, µs per face",
                 _table(
-                    ["faces", "ours", "scipy + scikit-image", "ratio"],
+                    ["faces", "service", "scipy + scikit-image", "ratio"],
                     [
                         [
                             row["faces"],
-                            f"{1e3 * row['ours_ms']:.1f}",
+                            f"{1e3 * row['service_ms']:.1f}",
                             f"{1e3 * row['scipy_skimage_ms']:.0f}",
                             f"{row['scipy_skimage_ratio']:.1f}",
                         ]
                         for row in result["masks"]
                     ],
                 ),
-                "## Growth, in process, one thread",
+                "## Time per face by number of faces, in process, one thread",
                 _table(
-                    ["faces", "ms a face", "over 5 faces"],
+                    ["faces", "ms per face", "relative to 5 faces"],
                     [
-                        [row["faces"], f"{row['ours_ms']:.3f}", f"{row['over_5_faces']:.2f}"]
+                        [row["faces"], f"{row['service_ms']:.3f}", f"{row['over_5_faces']:.2f}"]
                         for row in result["growth"]
                     ],
                 ),
-                "## Served, HOG and pose",
+                "## Served: HOG and pose",
                 _table(
                     [
                         "input",
-                        "faces a request",
+                        "faces per request",
                         "in flight",
                         "faces/s",
                         "p50 ms",
@@ -87,8 +94,8 @@ def _page(result: Result) -> str:
                         for row in result["served"]
                     ],
                 ),
-                "py-feat: `extract_hog_features_batched` and `pose_from_landmarks_mlp` in process, 50 faces, "
-                "two threads.",
+                "py-feat: `extract_hog_features_batched` and `pose_from_landmarks_mlp` in process, 50 faces "
+                "per call, two threads.",
             ]
         )
         + "\n"
@@ -116,14 +123,14 @@ def _goals(result: Result) -> list[list[str]]:
         (
             "masks, 50 faces, against scipy + scikit-image",
             "≥ 25×",
-            f"{masks['scipy_skimage_ratio']:.1f}× ({1e3 * masks['ours_ms']:.0f} µs a face)",
+            f"{masks['scipy_skimage_ratio']:.1f}× ({1e3 * masks['service_ms']:.0f} µs per face)",
             masks["scipy_skimage_ratio"] >= 25,
         ),
         (
             "served on two cores, against py-feat in process with two threads",
             "≥ 8×",
             f"{served['ratio']:.1f}× ({served['faces_per_second']:.0f} faces/s: {served['input']}, "
-            f"{served['batch']} faces a request, {served['concurrency']} in flight)",
+            f"{served['batch']} faces per request, {served['concurrency']} in flight)",
             served["ratio"] >= 8,
         ),
         *(
@@ -137,19 +144,19 @@ def _goals(result: Result) -> list[list[str]]:
             for threads, name in ((2, "two threads"), (1, "one thread"))
         ),
         (
-            "CPU seconds a face, served against in process",
+            "CPU time per face, served against in process",
             "≤ 1.5×",
             f"{cost['ratio']:.2f}× ({cost['served_cpu_ms']:.2f} ms against {cost['in_process_cpu_ms']:.2f})",
             cost["ratio"] <= 1.5,
         ),
         (
-            "ms a face from 5 to 500 faces, against 5",
+            "ms per face from 5 to 500 faces, relative to 5",
             "≤ 1.2×",
             f"{min(growth):.2f}× to {max(growth):.2f}×",
             max(growth) <= 1.2,
         ),
         (
-            f"server memory over {memory[-1]['seconds'] / 60:.1f} minutes of load, after the first quarter",
+            f"growth of server memory in {memory[-1]['seconds'] / 60:.1f} minutes, after the first quarter",
             "bounded",
             f"{grown['resident_mb']:+.0f} MB resident, {grown['shared_mb']:+.0f} MB shared",
             sum(grown.values()) < 50,
@@ -180,12 +187,12 @@ def _plot(result: Result, path: Path) -> None:
 
 def _plot_times(axes: plt.Axes, rows: list[Result], title: str) -> None:
     counts = [row["faces"] for row in rows]
-    axes.plot(counts, [row["ours_ms"] for row in rows], "o-", color="tab:blue", label="ours")
-    for name, colour in PEER_COLOURS.items():
+    axes.plot(counts, [row["service_ms"] for row in rows], "o-", color="tab:blue", label="service")
+    for name, colour in PYFEAT_COLOURS.items():
         if f"{name}_ms" in rows[0]:
             label = "scipy + scikit-image" if name == "scipy_skimage" else f"py-feat {name}"
             axes.plot(counts, [row[f"{name}_ms"] for row in rows], "o-", color=colour, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="faces a call", ylabel="ms a face", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="faces per call", ylabel="ms per face", title=title)
     axes.set_xticks(counts, counts)
     axes.xaxis.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -210,7 +217,7 @@ def _plot_served(axes: plt.Axes, result: Result) -> None:
     axes.set_xticks(
         [place + 0.2 for place in range(len(rows))], [f"{row['batch']}x{row['concurrency']}" for row in rows]
     )
-    axes.set(xlabel="faces a request x requests in flight", ylabel="faces/s", title="served, HOG and pose")
+    axes.set(xlabel="faces per request x requests in flight", ylabel="faces/s", title="served: HOG and pose")
     axes.grid(axis="y", alpha=0.3)
     axes.margins(y=0.4)  # room for the legend above the bars
     axes.legend(loc="upper left")

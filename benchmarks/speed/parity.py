@@ -1,7 +1,7 @@
-"""`make parity`: the served answers beside py-feat's own, counted in faces that differ.
+"""`make parity`: compare the service's outputs with py-feat's and count the faces that differ.
 
-By default on faces cut out of the demo's photograph. FACES=FILE.npz names others: `frames` float32
-``[N, 3, 112, 112]`` in [0, 1] and `landmarks` float32 ``[N, 68, 2]`` in their pixels.
+The default faces are crops of the demo's photograph. FACES=FILE.npz selects others: `frames` float32
+``[N, 3, 112, 112]`` in [0, 1] and `landmarks` float32 ``[N, 68, 2]`` in pixels of the crops.
 """
 
 import os
@@ -21,28 +21,28 @@ from tests.support.face_data import CROP, photo_faces
 from triton_face_client import FaceFeatureClient
 from triton_face_client.requests.model_config import ALIGN_MASK_OUTPUTS
 
-PEER = Path(__file__).parent / "pyfeat_functions.py"
+PYFEAT_SCRIPT = Path(__file__).parent / "pyfeat_functions.py"
 FACES = 500
 SERVED_BATCH = 100
 
 TOLERANCE = {"HOG": 1e-5, "POSE": 1e-5}
-"""Of the others every bit counts."""
+"""Largest accepted difference; all other outputs must be bit-identical."""
 
 LEAST_EQUAL = 0.97
-"""Share of faces that must agree in HOG; in the others all must."""
+"""Share of faces whose HOG must agree; in all other outputs every face must."""
 
-Answers = dict[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
 
 
 def main() -> int:
     """Print the table; return 1 when too many faces differ."""
     frames, landmarks = _faces()
     with tempfile.TemporaryDirectory() as folder:
-        peer = _peer_answers(frames, landmarks, Path(folder))
-        served = _served_answers(frames, landmarks, Path(folder))
+        pyfeat = _pyfeat_outputs(frames, landmarks, Path(folder))
+        served = _served_outputs(frames, landmarks, Path(folder))
     print(f"{len(frames)} faces          differing   largest difference   counted beyond")
     passed = True
-    for name, expected in peer.items():
+    for name, expected in pyfeat.items():
         answer = served[name].astype(np.float64)
         if name == "POSE":  # the angles, in radians; Z is some 100 times as large
             answer, expected = answer[:, :3], expected[:, :3]
@@ -61,20 +61,22 @@ def _faces() -> tuple[np.ndarray, np.ndarray]:
     else:
         file = np.load(os.environ["FACES"])
         frames, landmarks = file["frames"].astype(np.float32), file["landmarks"].astype(np.float32)
-    # py-feat takes landmarks as shares of the crop; what both sides get is what comes back from that.
+    # py-feat gets landmarks as fractions of the crop. The round trip gives both the same float32 pixels.
     return frames, (landmarks / np.float32(CROP)) * np.float32(CROP)
 
 
-def _peer_answers(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Answers:
-    faces, answers = folder / "faces.npz", folder / "answers.npz"
+def _pyfeat_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Outputs:
+    faces, outputs = folder / "faces.npz", folder / "outputs.npz"
     np.savez(faces, frames=frames, landmarks=landmarks)
     python = os.environ["PYFEAT_PYTHON"]
-    subprocess.run([python, str(PEER), str(faces), str(DEFAULT_CHECKPOINT), str(answers)], check=True)
-    return dict(np.load(answers))
+    subprocess.run(
+        [python, str(PYFEAT_SCRIPT), str(faces), str(DEFAULT_CHECKPOINT), str(outputs)], check=True
+    )
+    return dict(np.load(outputs))
 
 
-def _served_answers(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Answers:
-    """Serve a copy of the repository whose pose model is that of the checkpoint given to py-feat."""
+def _served_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Outputs:
+    """Serve a copy of the repository with the pose checkpoint that py-feat gets."""
     repository = shutil.copytree(DEFAULT_REPOSITORY, folder / "model_repository")
     export_pose(repository, DEFAULT_CHECKPOINT)
     batches = []

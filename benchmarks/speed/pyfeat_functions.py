@@ -1,8 +1,8 @@
-"""py-feat's own answers for the faces of a file: `python pyfeat_peer.py FACES.npz WEIGHTS ANSWERS.npz`.
+"""py-feat's outputs for the faces of a file: `python pyfeat_functions.py FACES.npz WEIGHTS OUTPUTS.npz`.
 
-Runs in the environment of py-feat and imports nothing of the project. py-feat's package imports detectors,
-plotting and video decoding at once, and the functions compared here need none of that. So its packages are
-made without running their `__init__`, and the few names that its image module takes at import are given.
+Runs in py-feat's environment and imports nothing of the project. Importing the package `feat` would load
+detectors, plotting and video decoding, which the compared functions do not need. Therefore `load_functions`
+registers empty packages in their place, with the few names that py-feat's image module imports.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 
-def _put_module(name: str, **names: object) -> None:
+def _register_module(name: str, **names: object) -> None:
     module = types.ModuleType(name)
     vars(module).update(names)
     sys.modules[name] = module
@@ -24,18 +24,18 @@ def _put_module(name: str, **names: object) -> None:
 def load_functions() -> tuple[types.ModuleType, types.ModuleType]:
     """Return py-feat's modules `face_mask` and `face_pose_mlp`."""
     package = Path(importlib.util.find_spec("feat").origin).parent
-    _put_module("feat", __path__=[str(package)])
-    _put_module("feat.utils", __path__=[str(package / "utils")], set_torch_device=torch.device)
-    _put_module("feat.utils.io", get_resource_path=lambda: str(package / "resources"))
-    _put_module("feat.transforms", Rescale=None)
-    _put_module("torchvision")
-    _put_module("torchvision.transforms", PILToTensor=None, Compose=None)
+    _register_module("feat", __path__=[str(package)])
+    _register_module("feat.utils", __path__=[str(package / "utils")], set_torch_device=torch.device)
+    _register_module("feat.utils.io", get_resource_path=lambda: str(package / "resources"))
+    _register_module("feat.transforms", Rescale=None)
+    _register_module("torchvision")
+    _register_module("torchvision.transforms", PILToTensor=None, Compose=None)
     face_mask = importlib.import_module("feat.utils.face_mask")
     face_pose_mlp = importlib.import_module("feat.utils.face_pose_mlp")
     return face_mask, face_pose_mlp
 
 
-def answers(frames: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
+def compute_outputs(frames: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
     """Compute py-feat's batched path for frames ``[N, 3, S, S]`` and landmarks ``[N, 68, 2]`` in pixels."""
     face_mask, face_pose_mlp = load_functions()
     pixels, points = torch.from_numpy(frames), torch.from_numpy(landmarks)
@@ -55,11 +55,11 @@ def answers(frames: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def main(faces_file: str, weights: str, answers_file: str) -> None:
-    """Answer the faces of one file into another."""
+def main(faces_file: str, weights: str, outputs_file: str) -> None:
+    """Compute the outputs of one file's faces and save them to another file."""
     os.environ["FEAT_POSE_MLP_PATH"] = weights
     faces = np.load(faces_file)
-    np.savez(answers_file, **answers(faces["frames"], faces["landmarks"]))
+    np.savez(outputs_file, **compute_outputs(faces["frames"], faces["landmarks"]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""py-feat as an installed peer in a process and an environment of its own, timed where it runs.
+"""Time py-feat's functions where py-feat is installed; started by `pyfeat_process.py`.
 
-Reads one JSON object a line: ``{"call": NAME, "count": N, "seconds": S, "threads": T}``. Repeats the call
-for S seconds and answers with what each took, a list. The faces are the first N of the file named on the
-command line, on the device named there.
+Reads one JSON object per line, ``{"call": NAME, "count": N, "seconds": S, "threads": T}``: repeats the call
+for S seconds on the first N faces of the file named on the command line, and writes the seconds of each
+repetition as a JSON list.
 """
 
 import importlib
@@ -22,17 +22,17 @@ from benchmarks.speed.pyfeat_functions import load_functions
 
 
 def main(faces_file: str, weights: str, device: str) -> None:
-    """Serve timings until the input ends."""
+    """Answer commands until the input ends."""
     os.environ["FEAT_POSE_MLP_PATH"] = weights
     calls = _calls(np.load(faces_file, allow_pickle=False), device)
     for line in sys.stdin:
-        order = json.loads(line)
-        torch.set_num_threads(order["threads"])
+        command = json.loads(line)
+        torch.set_num_threads(command["threads"])
         seconds = []
         with torch.inference_mode():
-            end = time.perf_counter() + order["seconds"]
+            end = time.perf_counter() + command["seconds"]
             while (start := time.perf_counter()) < end:
-                calls[order["call"]](order["count"])
+                calls[command["call"]](command["count"])
                 if device == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)

@@ -1,46 +1,47 @@
-"""Through a real server over gRPC, beside py-feat in process: throughput, latency, CPU cost, memory."""
+"""Speed through a real server over gRPC, next to py-feat in process: throughput, latency, CPU, memory."""
 
 import time
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.speed.alternating import alternate, median_ratio, timed
 from benchmarks.speed.in_process import Row
-from benchmarks.speed.input_data import as_bytes
-from benchmarks.speed.load import OwnClient, PerfAnalyzer
-from benchmarks.speed.local_pipeline import InProcess
-from benchmarks.speed.pyfeat_process import PyFeat, median_ratio, take_turns, timed
+from benchmarks.speed.input_data import as_uint8
+from benchmarks.speed.load import PerfAnalyzer, ProjectClient
+from benchmarks.speed.local_pipeline import LocalPipeline
+from benchmarks.speed.pyfeat_process import PyFeat
 from deploy.local import LocalServer
 from tests.support.processes import cpu_seconds, resident_megabytes, shared_megabytes
 from triton_face_client import FaceFeatureClient
 
-PEER_FACES = 50
-"""py-feat's best number of faces a call on two cores is near this one."""
+PYFEAT_FACES = 50
+"""Faces per call of py-feat; on two cores its throughput is highest near this number."""
 
 SWEEP = ((1, 1), (8, 2), (32, 3), (64, 3), (128, 3))
-"""Faces a request and requests in flight."""
+"""Faces per request and requests in flight."""
 
 LOAD_SECONDS = 5.0
-"""Length of each load."""
+"""Length of each measurement."""
 
 MEMORY_BATCHES = (1, 8, 32, 64, 128)
 
 
 def throughput_rows(
-    server: LocalServer, load: PerfAnalyzer | OwnClient, peer: PyFeat, threads: int, rounds: int
+    server: LocalServer, load: PerfAnalyzer | ProjectClient, pyfeat: PyFeat, threads: int, rounds: int
 ) -> list[Row]:
-    """Sweep batch and concurrency with both kinds of frames; py-feat takes its turn beside each."""
+    """Sweep batch, concurrency and frame type; each point alternates with py-feat."""
     sweep = [(name, *point) for name in ("FRAMES", "FRAMES_UINT8") for point in SWEEP]
     return [
-        _throughput_row(server, load, peer, threads, rounds, *point)
+        _throughput_row(server, load, pyfeat, threads, rounds, *point)
         for point in tqdm(sweep, desc="served", unit="point")
     ]
 
 
 def _throughput_row(
     server: LocalServer,
-    load: PerfAnalyzer | OwnClient,
-    peer: PyFeat,
+    load: PerfAnalyzer | ProjectClient,
+    pyfeat: PyFeat,
     threads: int,
     rounds: int,
     frames_input: str,
@@ -53,10 +54,10 @@ def _throughput_row(
         loads.append(load.run(server.grpc_url, frames_input, batch, concurrency, LOAD_SECONDS))
         return 1 / loads[-1].faces_per_second
 
-    seconds = take_turns(
+    seconds = alternate(
         {
-            "ours": served,
-            "pyfeat": lambda: peer.seconds("features", PEER_FACES, threads) / PEER_FACES,
+            "service": served,
+            "pyfeat": lambda: pyfeat.seconds("features", PYFEAT_FACES, threads) / PYFEAT_FACES,
         },
         rounds,
     )
@@ -64,27 +65,27 @@ def _throughput_row(
         "input": frames_input,
         "batch": batch,
         "concurrency": concurrency,
-        "faces_per_second": 1 / float(np.median(seconds["ours"])),
-        # take_turns throws the first round away, so its latencies go as well.
+        "faces_per_second": 1 / float(np.median(seconds["service"])),
+        # `alternate` does not count the first round.
         "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
         "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
         "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),
-        "ratio": median_ratio(seconds["pyfeat"], seconds["ours"]),
+        "ratio": median_ratio(seconds["pyfeat"], seconds["service"]),
     }
 
 
 def one_face(
-    server: LocalServer, peer: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
+    server: LocalServer, pyfeat: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
 ) -> Row:
-    """Time one face, one request at a time, against py-feat's one face in process with 1 and 2 threads."""
-    in_bytes = as_bytes(frames[:1])
+    """Time one face per request against one face per call of py-feat with 1 and 2 threads."""
+    uint8 = as_uint8(frames[:1])
     with FaceFeatureClient(server.grpc_url) as client:
-        seconds = take_turns(
+        seconds = alternate(
             {
                 "fp32": timed(lambda: client.features(frames[:1], landmarks[:1])),
-                "uint8": timed(lambda: client.features(in_bytes, landmarks[:1])),
-                "pyfeat_1": lambda: peer.seconds("features", 1, 1),
-                "pyfeat_2": lambda: peer.seconds("features", 1, 2),
+                "uint8": timed(lambda: client.features(uint8, landmarks[:1])),
+                "pyfeat_1": lambda: pyfeat.seconds("features", 1, 1),
+                "pyfeat_2": lambda: pyfeat.seconds("features", 1, 2),
             },
             rounds,
         )
@@ -97,18 +98,18 @@ def one_face(
 
 def cpu_cost(
     server: LocalServer,
-    load: PerfAnalyzer | OwnClient,
+    load: PerfAnalyzer | ProjectClient,
     frames: np.ndarray,
     landmarks: np.ndarray,
     best: Row,
     rounds: int,
 ) -> Row:
-    """Compare CPU seconds a face of the server's processes with the same computation in one process."""
-    ours = InProcess(threads=1)
+    """Compare CPU time per face of the server's processes with the same computation in this process."""
+    pipeline = LocalPipeline(threads=1)
     batch = int(best["batch"])
     faces = np.resize(frames, (batch, *frames.shape[1:])), np.resize(landmarks, (batch, 68, 2))
     if best["input"] == "FRAMES_UINT8":
-        faces = as_bytes(faces[0]), faces[1]
+        faces = as_uint8(faces[0]), faces[1]
 
     def served() -> float:
         with FaceFeatureClient(server.grpc_url) as client:
@@ -121,10 +122,10 @@ def cpu_cost(
         repeats = max(3, 1000 // batch)
         start = time.process_time()
         for _ in range(repeats):
-            ours.features(*faces)
+            pipeline.features(*faces)
         return (time.process_time() - start) / repeats / batch
 
-    seconds = take_turns({"served": served, "in_process": in_process}, rounds)
+    seconds = alternate({"served": served, "in_process": in_process}, rounds)
     return {
         "input": best["input"],
         "batch": batch,
@@ -135,8 +136,8 @@ def cpu_cost(
     }
 
 
-def memory_rows(server: LocalServer, load: PerfAnalyzer | OwnClient, minutes: float) -> list[Row]:
-    """Sample the memory of the server's processes and /dev/shm under a load that changes its batch size."""
+def memory_rows(server: LocalServer, load: PerfAnalyzer | ProjectClient, minutes: float) -> list[Row]:
+    """Sample the memory of the server's processes and of /dev/shm while the batch size changes."""
     rows: list[Row] = []
     start = time.monotonic()
     with tqdm(total=round(60 * minutes), desc="memory", unit="s") as progress:

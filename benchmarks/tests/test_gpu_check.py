@@ -1,4 +1,4 @@
-"""`make gpu-check`, as far as it runs without a GPU: the dry run, the wheels, what its checks notice."""
+"""`make gpu-check` without a GPU: the dry run, the wheels, and errors that its checks must detect."""
 
 import dataclasses
 import json
@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import pipeline_checks as in_process
-from benchmarks.gpu import server_checks as serving
-from benchmarks.gpu.__main__ import END_SECONDS, FULL, _run
+from benchmarks.gpu import pipeline_checks, server_checks
+from benchmarks.gpu.__main__ import FULL, STOP_SECONDS, _run
 from benchmarks.gpu.page import TITLES, page
 from benchmarks.gpu.rows import SIZES, Job
 from benchmarks.gpu.wheels import WheelsError, install, split
@@ -33,7 +32,7 @@ def job(repository: Path) -> Job:
     return Job("cpu", SIZES["tiny"], repository)
 
 
-def test_the_dry_run_does_every_step(tmp_path: Path):
+def test_dry_run_runs_every_step(tmp_path: Path):
     finished = gpu_check("--device", "cpu", "--results", str(tmp_path))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
@@ -50,13 +49,13 @@ def test_the_dry_run_does_every_step(tmp_path: Path):
     ]
 
 
-def test_the_committed_page_is_that_of_its_result():
+def test_committed_page_matches_its_json():
     results = PROJECT / "benchmarks" / "results"
     assert (results / "gpu.md").read_text() == page(json.loads((results / "gpu.json").read_text()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_one_line_says_so(tmp_path: Path):
+def test_without_gpu_reports_one_line_and_writes_nothing(tmp_path: Path):
     finished = gpu_check("--results", str(tmp_path / "results"))
     assert finished.returncode == 1
     assert finished.stderr.startswith("gpu-check: torch ")
@@ -64,7 +63,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_failed_step_keeps_its_rows_and_its_reason(job: Job, tmp_path: Path):
+def test_failed_step_keeps_its_rows_and_reason(job: Job, tmp_path: Path):
     half = tmp_path / "repository"
     half.mkdir()
     (half / "hog").symlink_to(job.repository / "hog")
@@ -74,47 +73,47 @@ def test_a_failed_step_keeps_its_rows_and_its_reason(job: Job, tmp_path: Path):
     assert "pose_mlp" in step["error"]
 
 
-def test_a_step_that_takes_too_long_ends(job: Job, tmp_path: Path):
-    """An interrupt that reaches it while it imports its packages may be lost; then it is killed later."""
+def test_step_beyond_its_time_limit_is_stopped(job: Job, tmp_path: Path):
+    """The step may lose an interrupt while it imports packages; then it is killed after the grace period."""
     step = _run(["parity", "cpu", "tiny", str(job.repository)], 0.5, tmp_path)
     assert step["state"] == "timed out"
-    assert step["seconds"] < END_SECONDS + 10
+    assert step["seconds"] < STOP_SECONDS + 10
 
 
 @pytest.mark.parametrize("border", BORDER_SHIFTS)
-def test_the_sweep_finds_the_known_borders(job: Job, border: str):
-    gx, gy, offset = in_process.gradients_near(border, 8, np.random.default_rng(3))
-    bins = in_process.reference_bins(gx, gy, "cpu")
-    shift, blur = in_process.measured_shift(offset, bins == in_process.upper_bin(border))
+def test_sweep_finds_the_known_bin_borders(job: Job, border: str):
+    gx, gy, offset = pipeline_checks.gradients_near(border, 8, np.random.default_rng(3))
+    bins = pipeline_checks.reference_bins(gx, gy, "cpu")
+    shift, blur = pipeline_checks.measured_shift(offset, bins == pipeline_checks.upper_bin(border))
     assert shift == pytest.approx(BORDER_SHIFTS[border], abs=2e-10)
     assert blur == 0
-    np.testing.assert_array_equal(in_process.graph_bins(in_process.bin_graph(job), gx, gy), bins)
+    np.testing.assert_array_equal(pipeline_checks.graph_bins(pipeline_checks.bin_graph(job), gx, gy), bins)
 
 
 @pytest.mark.parametrize("kind", ["message", "system"])
-def test_wrong_and_refused_answers_are_counted(job: Job, server: LocalServer, kind: str):
-    """Each kind of request asks for one of HOG and MASKED_FACES, so with both altered none is right."""
-    reference = serving._reference(job)
+def test_counts_wrong_and_rejected_responses(job: Job, server: LocalServer, kind: str):
+    """Every request includes HOG or MASKED_FACES, so no response can match when both are altered."""
+    reference = server_checks._make_reference(job)
     altered = {
         name: values + np.float32(1) if name in ("HOG", "MASKED_FACES") else values
-        for name, values in reference.answers.items()
+        for name, values in reference.outputs.items()
     }
-    wrong = dataclasses.replace(reference, answers=altered)
-    assert serving.count_answers(job, server, kind, wrong) == {"wrong": job.size.requests}
-    blind = dataclasses.replace(reference, landmarks=np.full_like(reference.landmarks, np.nan))
-    assert serving.count_answers(job, server, kind, blind) == {"error": job.size.requests}
+    altered_reference = dataclasses.replace(reference, outputs=altered)
+    assert server_checks.count_responses(job, server, kind, altered_reference) == {"wrong": job.size.requests}
+    invalid_reference = dataclasses.replace(reference, landmarks=np.full_like(reference.landmarks, np.nan))
+    assert server_checks.count_responses(job, server, kind, invalid_reference) == {"error": job.size.requests}
 
 
-def test_an_empty_answer_is_wrong():
+def test_empty_output_counts_as_wrong():
     features = np.ones((2, 5408), np.float32)
-    assert serving._is_right("HOG", features, features)
-    assert not serving._is_right("HOG", None, features)
-    assert not serving._is_right("HOG", np.empty(0, np.float32), features)
-    assert not serving._is_right("HOG", np.full_like(features, np.nan), features)
+    assert server_checks._is_right("HOG", features, features)
+    assert not server_checks._is_right("HOG", None, features)
+    assert not server_checks._is_right("HOG", np.empty(0, np.float32), features)
+    assert not server_checks._is_right("HOG", np.full_like(features, np.nan), features)
 
 
-def test_the_handover_is_configured_in_a_copy(job: Job):
-    copy = dataclasses.replace(job, repository=serving._hand_over_on_device(job.repository))
+def test_device_handover_is_set_in_a_copy_of_the_repository(job: Job):
+    copy = dataclasses.replace(job, repository=server_checks._repository_with_device_handover(job.repository))
     for name in ("configs/gpu.pbtxt", "config.pbtxt"):
         assert (copy.repository / "align_mask" / name).read_text() != (
             job.repository / "align_mask" / name
@@ -123,7 +122,7 @@ def test_the_handover_is_configured_in_a_copy(job: Job):
     assert job.config("align_mask").parameters["masked_faces_on_device"].string_value == "false"
 
 
-# A wheel of a package that the environment has too, in another version.
+# A wheel of an installed package, with another version.
 OTHER_TQDM = {
     "tqdm/__init__.py": '__version__ = "99"\n' + "# padding\n" * 5000,
     "tqdm-99.dist-info/METADATA": "Metadata-Version: 2.1\nName: tqdm\nVersion: 99\n",
@@ -148,7 +147,7 @@ input [ { name: "X" data_type: TYPE_INT32 dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU } ]
 """
 
-ASK_THE_STUB = """
+PRINT_STUB_VERSION = """
 import sys
 from pathlib import Path
 import numpy as np, tqdm, tritonclient.grpc as grpcclient
@@ -163,7 +162,7 @@ with LocalServer(Path(sys.argv[1])) as server, grpcclient.InferenceServerClient(
 
 @pytest.fixture
 def pieces(tmp_path: Path) -> Path:
-    """Give a folder with the pieces of one small wheel."""
+    """Return a folder with the pieces of one small wheel."""
     wheel = tmp_path / "wheels" / "serving" / "tqdm-99-py3-none-any.whl"
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -175,35 +174,35 @@ def pieces(tmp_path: Path) -> Path:
     return tmp_path / "pieces"
 
 
-def test_installed_wheels_are_found_by_triton_stubs(pieces: Path, tmp_path: Path):
-    """The stub reads no PYTHONPATH: it must find the wheels through its Python's .pth file."""
+def test_triton_stub_imports_the_installed_wheels(pieces: Path, tmp_path: Path):
+    """The stub ignores PYTHONPATH; it must find the wheels through the .pth file of its Python."""
     python = install(pieces, tmp_path / "work")
     model = tmp_path / "models" / "version" / "1" / "model.py"
     model.parent.mkdir(parents=True)
     model.write_text(VERSION_MODEL)
     (model.parent.parent / "config.pbtxt").write_text(VERSION_CONFIG)
-    command = [str(python), "-c", ASK_THE_STUB, str(tmp_path / "models")]
+    command = [str(python), "-c", PRINT_STUB_VERSION, str(tmp_path / "models")]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
     assert finished.stdout.split() == ["99", "99"], finished.stderr
 
 
-def test_installed_pieces_are_not_installed_again(pieces: Path, tmp_path: Path):
+def test_installed_pieces_are_not_reinstalled(pieces: Path, tmp_path: Path):
     install(pieces, tmp_path / "work")
-    trace = tmp_path / "work" / "trace"
-    trace.touch()
+    marker = tmp_path / "work" / "marker"
+    marker.touch()
     install(pieces, tmp_path / "work")
-    assert trace.exists()
+    assert marker.exists()
 
 
-def test_a_missing_piece_is_named(pieces: Path, tmp_path: Path):
+def test_missing_piece_is_named_in_the_error(pieces: Path, tmp_path: Path):
     count = len(list(pieces.iterdir()))
-    lost = pieces / "1" / f"wheels.tar.1-of-{count}"
-    lost.unlink()
-    with pytest.raises(WheelsError, match=rf"lacks {lost.name}$"):
+    missing = pieces / "1" / f"wheels.tar.1-of-{count}"
+    missing.unlink()
+    with pytest.raises(WheelsError, match=rf"lacks {missing.name}$"):
         install(pieces, tmp_path / "work")
 
 
-def test_no_pieces_are_named(tmp_path: Path):
+def test_folder_without_pieces_is_an_error(tmp_path: Path):
     finished = gpu_check("--wheels", str(tmp_path))
     assert finished.returncode == 1
-    assert finished.stderr == f"gpu-check: {tmp_path} holds pieces of 0 archives, not of one: []\n"
+    assert finished.stderr == f"gpu-check: {tmp_path} has pieces of 0 archives instead of 1: []\n"

@@ -1,4 +1,4 @@
-"""What a result was measured on: every result carries it."""
+"""Description of the machine and packages, stored with every measured result."""
 
 import datetime
 import importlib.metadata

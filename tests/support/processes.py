@@ -1,4 +1,4 @@
-"""CPU time and memory of a server and its stubs, read from /proc."""
+"""CPU time and memory of a server and its stub processes, from /proc."""
 
 import os
 from pathlib import Path
@@ -14,12 +14,12 @@ def cpu_seconds(leader: int) -> float:
 
 
 def resident_megabytes(leader: int) -> float:
-    """Return the resident memory of a process and its descendants without what they share."""
+    """Return the private resident memory of a process and its descendants, in MB."""
     return sum(resident_by_process(leader).values())
 
 
 def resident_by_process(leader: int) -> dict[int, float]:
-    """Return the same of each of them, by its process id."""
+    """Return the private resident memory, MB, of a process and each of its descendants, by process id."""
     resident_of = {}
     for pid in _tree(leader):
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
@@ -28,18 +28,18 @@ def resident_by_process(leader: int) -> dict[int, float]:
 
 
 def shared_megabytes() -> float:
-    """Return what all of /dev/shm takes."""
+    """Return the used size of /dev/shm in MB."""
     usage = os.statvfs(SHARED_MEMORY)
     return (usage.f_blocks - usage.f_bfree) * usage.f_frsize / 2**20
 
 
 def _tree(leader: int) -> dict[int, list[str]]:
-    """Return pid -> the fields of /proc/PID/stat after the command, of a process and its descendants."""
+    """Return process id -> fields of /proc/PID/stat after the command, of a process and its descendants."""
     stats = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             stats[int(folder.name)] = (folder / "stat").read_text().rpartition(") ")[2].split()
-        except OSError:  # gone since the listing
+        except OSError:  # the process ended after the listing
             continue
     members = [leader]
     for pid in members:
