@@ -21,7 +21,7 @@ from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
 from tests.support.face_data import photo_faces
-from tests.support.make_serve import read_until_ready, start, the_server
+from tests.support.make_serve import read_until_ready, start, tritonserver_pid
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
 
@@ -41,7 +41,7 @@ def serving(repository: Path) -> Iterator[Serving]:
 
 
 def align_mask(process: "subprocess.Popen[str]") -> Process:
-    found = server_processes(the_server(process))
+    found = server_processes(tritonserver_pid(process))
     assert {one.name for one in found} == {"align_mask", "hog", "pose_mlp", "tritonserver"}
     return next(one for one in found if one.name == "align_mask")
 
@@ -78,7 +78,7 @@ def test_a_server_that_dies_is_started_again_on_its_ports(serving: Serving):
     with FaceFeatureClient(said["gRPC"]) as client:
         _, landmarks = photo_faces(2, 372)
         expected = client.pose(landmarks)
-        os.kill(the_server(process), signal.SIGKILL)
+        os.kill(tritonserver_pid(process), signal.SIGKILL)
         assert (
             process.stderr.readline()
             == "serve: the process of tritonserver is gone: starting the server again\n"

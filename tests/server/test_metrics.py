@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 from align_mask.face_checks import REASONS, reason
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
-from tests.support.invalid_faces import BAD_FACES
+from tests.support.invalid_faces import INVALID_FACES
 from tests.support.prometheus import Prometheus
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
@@ -70,7 +70,7 @@ def test_prometheus_sees_what_was_served_and_refused(scraped: tuple[LocalServer,
 def test_every_reason_is_known_and_given(client: FaceFeatureClient):
     """A face that is refused for a reason without a metric would end its whole batch."""
     given = set()
-    for spoil, _ in BAD_FACES.values():
+    for spoil, _ in INVALID_FACES.values():
         frames, landmarks = photo_faces(4, 641)
         spoil(frames, landmarks)
         given.add(reason_of(client, frames, landmarks))

@@ -1,4 +1,4 @@
-"""Requests as they are given, without the client's checks, batches and retries."""
+"""Single requests without the client's checks, batching and retries."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ def infer(
     outputs: Sequence[str],
     timeout: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Send one request, which may take `timeout` seconds; raise tritonclient's exception as it comes."""
+    """Send one request with a timeout in seconds; tritonclient's exceptions propagate unchanged."""
     inputs = [
         InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
         for name, values in tensors.items()
