@@ -27,6 +27,7 @@ from tests.container.container import (
 )
 from tests.container.engine import Engine, Say
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
 
 KEY = "a-key-of-the-tests-and-no-other"
@@ -70,8 +71,7 @@ def test_probe_and_health_check_see_a_stub_that_hangs(
     """In the middle of a batch, while its other threads go on."""
     hull_mask = tmp_path / "hull_mask.py"
     shutil.copy(PROJECT / "model_repository/align_mask/1/align_mask/hull_mask.py", hull_mask)
-    with hull_mask.open("a") as code:
-        code.write("\nimport time\ndef hull_masks(*arguments, **options):\n    time.sleep(600)\n")
+    wrap_function(hull_mask, "hull_masks", before="time.sleep(600)")
     hull_mask.chmod(0o644)
     served = "/opt/triton-face/model_repository/align_mask/1/align_mask/hull_mask.py"
     with Container(engine, [*confinement, f"--volume={hull_mask}:{served}:ro"]) as server:

@@ -17,6 +17,7 @@ from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.reliability.memory_growth import growth
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from tests.support.processes import resident_by_process
 from triton_face_client import FaceFeatureClient
 
@@ -35,19 +36,6 @@ INVALID_FRACTION = 0.05
 """Fraction of the faces with a NaN landmark."""
 
 SHARED_MEMORY = "/dev/shm"
-
-LEAK = """
-
-Original = TritonPythonModel
-leaked = []
-
-
-class TritonPythonModel(Original):
-    def execute(self, requests):
-        leaked.append(bytearray(b"x" * {leak_bytes}))
-        return super().execute(requests)
-"""
-"""Code that `leaking_repository` appends to align_mask's model.py."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +100,8 @@ def soak(server: LocalServer, seconds: float, sample_seconds: float) -> SoakRepo
 def leaking_repository(repository: Path, folder: Path, leak_bytes: int) -> Path:
     """Copy a repository; the copy's align_mask leaks `leak_bytes` in every dynamic batch."""
     leaking = shutil.copytree(repository, folder / "leaking")
-    code = leaking / "align_mask" / "1" / "model.py"
-    code.write_text(code.read_text() + LEAK.format(leak_bytes=leak_bytes))
+    keep = f"args[0].__dict__.setdefault('kept', []).append(bytearray(b'x' * {leak_bytes}))"
+    wrap_function(leaking / "align_mask/1/model.py", "TritonPythonModel.execute", before=keep)
     return leaking
 
 

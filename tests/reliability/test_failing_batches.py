@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.docker import probe
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
 
@@ -26,29 +27,18 @@ GUILTY, GREEDY = 7, 8
 """First pixels of frames that cannot be computed, and that want more memory than there is."""
 
 RAISES = f"""
-    import pathlib
-    marks = frames[:, 0, 0, 0].tolist()
-    if {GUILTY} in marks:
-        raise IndexError("index 112 is out of bounds")
-    if {GREEDY} in marks:
-        torch.empty(2**50)
-    broken = pathlib.Path(__file__).parents[1] / "broken"
-    if broken.exists():
-        raise {{"cuda": RuntimeError, "bug": TypeError}}[broken.read_text()]("an illegal memory access")
+import torch
+marks = args[0][:, 0, 0, 0].tolist()
+if {GUILTY} in marks:
+    raise IndexError("index 112 is out of bounds")
+if {GREEDY} in marks:
+    torch.empty(2**50)
+broken = Path(__file__).parents[1] / "broken"
+if broken.exists():
+    raise {{"cuda": RuntimeError, "bug": TypeError}}[broken.read_text()]("an illegal memory access")
 """
 
-SAYS_WHETHER_IT_IS_READY = """
-
-Shipped = TritonPythonModel
-
-
-class TritonPythonModel(Shipped):
-    def execute(self, requests):
-        try:
-            return super().execute(requests)
-        finally:
-            (Path(__file__).parent / "ready").write_text(str(self.is_ready()))
-"""
+SAVE_READINESS = '(Path(__file__).parent / "ready").write_text(str(args[0].is_ready()))'
 
 
 class Model:
@@ -107,8 +97,8 @@ class Model:
 def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     models = shutil.copytree(repository, tmp_path_factory.mktemp("raising") / "models")
     folder = models / "align_mask" / "1"
-    replace(folder / "align_mask" / "pipeline.py", '    with clock.stage("align"):\n        alig', RAISES)
-    (folder / "model.py").write_text((folder / "model.py").read_text() + SAYS_WHETHER_IT_IS_READY)
+    wrap_function(folder / "align_mask" / "pipeline.py", "process", before=RAISES)
+    wrap_function(folder / "model.py", "TritonPythonModel.execute", after=SAVE_READINESS)
     config = models / "align_mask" / "config.pbtxt"
     replace(config, "  default_queue_policy {", "  max_queue_delay_microseconds: 200000\n")
     config.write_text(config.read_text().replace("count: 2\n", "count: 1\n"))

@@ -21,6 +21,7 @@ from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import MOST_RESTARTS, Process, server_processes
 from tests.support.face_data import photo_faces
+from tests.support.injected_code import wrap_function
 from tests.support.make_serve import read_until_ready, start, tritonserver_pid
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
@@ -91,15 +92,8 @@ def test_a_stub_that_hangs_without_being_stopped_is_replaced(repository: Path, t
     """It waits in its own code, as for a lock: only a face without an answer shows it."""
     models, hold = shutil.copytree(repository, tmp_path / "models"), tmp_path / "hold"
     code = models / "align_mask" / "1" / "model.py"
-    begins = '"""Answer every request of a dynamic batch, each with its outputs or its own error."""\n'
-    text = code.read_text()
-    assert begins in text
-    waits = (
-        "        import pathlib, time\n"
-        f"        while pathlib.Path({str(hold)!r}).exists():\n"
-        "            time.sleep(1)\n"
-    )
-    code.write_text(text.replace(begins, begins + waits))
+    wait = f"while Path({str(hold)!r}).exists(): time.sleep(1)"
+    wrap_function(code, "TritonPythonModel.execute", before=wait)
     process = start(models)
     said = read_until_ready(process)
     frames, landmarks = photo_faces(3, 374)
@@ -120,14 +114,8 @@ def test_a_model_whose_batches_all_fail_is_replaced(repository: Path, tmp_path: 
     """As after a sticky CUDA error: its processes live, and every face gets an error."""
     models, broken = shutil.copytree(repository, tmp_path / "models"), tmp_path / "broken"
     code = models / "align_mask" / "1" / "align_mask" / "pipeline.py"
-    begins = '    with clock.stage("align"):\n        alignment'
-    raises = (
-        "    import pathlib\n"
-        f"    if pathlib.Path({str(broken)!r}).exists():\n"
-        "        raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
-    )
-    assert code.read_text().count(begins) == 1
-    code.write_text(code.read_text().replace(begins, raises + begins))
+    error = "CUDA error: an illegal memory access was encountered"
+    wrap_function(code, "process", before=f"if Path({str(broken)!r}).exists(): raise RuntimeError({error!r})")
     process = start(models)
     said = read_until_ready(process)
     frames, landmarks = photo_faces(3, 376)
