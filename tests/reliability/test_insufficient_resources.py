@@ -63,6 +63,7 @@ def test_too_small_shared_memory_is_reported_at_the_start(repository: Path):
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_request_that_needs_more_shared_memory_fails_alone(repository: Path):
     models = ("align_mask", "hog", "pose_mlp")
     stubs = sum(group.count for name in models for group in read_config(repository, name).instance_group)
@@ -82,6 +83,7 @@ def test_full_disk_is_reported_at_the_start(repository: Path, tmp_path: Path):
     assert "No space left on device" in done.stdout
 
 
+@pytest.mark.slow
 def test_server_keeps_computing_when_the_disk_fills(repository: Path, tmp_path: Path):
     """Only the server's log loses lines."""
     script = SERVE.replace(
@@ -138,6 +140,7 @@ def test_export_to_a_full_disk_keeps_the_old_model(repository: Path, tmp_path: P
     assert unchanged == "True ['.gitkeep', 'model.onnx']"
 
 
+@pytest.mark.slow
 def test_read_only_repository_is_served(repository: Path, tmp_path: Path):
     """As in production, where it is mounted read-only."""
     models = shutil.copytree(repository, tmp_path / "models")

@@ -27,7 +27,8 @@ from tests.support.make_serve import read_until_ready, start, tritonserver_pid
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
 
-RESTART_SECONDS = 30
+RESTART_SECONDS = 120
+"""Generous: `make chaos` measures the restart on an otherwise idle machine."""
 
 pytestmark = pytest.mark.slow
 
