@@ -34,7 +34,7 @@ MEASUREMENT_SECONDS = 1.0
 RECOVERED_FRACTION = 0.9
 """Fraction of the capacity that counts as recovered; measurements without overload vary by 10 %."""
 
-RECOVERY_SECONDS = 20.0
+RECOVERY_SECONDS = 60.0
 """Longest wait for the recovery."""
 
 RESPONSE_SECONDS = 30.0
