@@ -16,8 +16,8 @@ from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, Infer
 from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
+from tests.support.raw_requests import tensor_input
 from triton_face_client.sample_faces import sample_faces
-from triton_face_client.transports.messages import plain_input
 
 FACES = 8
 """Faces of one request."""
@@ -116,7 +116,7 @@ class _Sender:
         frames, landmarks = sample_faces(FACES)
         self._connection = connection
         self._inputs = [
-            plain_input(name, values).set_data_from_numpy(values)
+            tensor_input(name, values)
             for name, values in (("FRAMES_UINT8", frames), ("LANDMARKS", landmarks))
         ]
         self._outputs = [InferRequestedOutput(name) for name in ("HOG", "POSE")]

@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.support.face_data import photo_faces
-from triton_face_client.transports.messages import plain_input
+from tests.support.raw_requests import tensor_input
 
 REQUESTS = 60
 """Requests sent before the stop; they are about a second of work."""
@@ -98,7 +98,7 @@ class _Requests:
         self._connection = connection
         self._model, self._output = model, output
         self._inputs = [
-            plain_input(name, values).set_data_from_numpy(values)
+            tensor_input(name, values)
             for name, values in (("FRAMES_UINT8", frames), ("LANDMARKS", landmarks))
         ]
         self._outputs = [InferRequestedOutput(output)]
