@@ -13,7 +13,7 @@ import numpy as np
 from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.support.face_data import photo_faces
-from tests.support.make_serve import read_until_ready, start, tritonserver_pid
+from tests.support.make_serve import run_make_serve, tritonserver_pid
 from triton_face_client import FaceFeatureClient
 
 DIFFERENT_FACES = 40
@@ -24,9 +24,6 @@ FACES = 3000
 
 CRASH_AFTER_SECONDS = 0.3
 """From the start of a call to the crash."""
-
-STOP_SECONDS = 60.0
-"""Longest duration of a stop of `make serve`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +45,16 @@ class CrashReport:
 
 def stub_crash(repository: Path, number: signal.Signals) -> CrashReport:
     """Send a signal to an align_mask stub process of `make serve` while a client's call is in flight."""
-    process = start(repository)
-    try:
-        url = read_until_ready(process)["gRPC"]
-        with _Load(url) as load:
-            time.sleep(CRASH_AFTER_SECONDS)
-            stubs = [one for one in server_processes(tritonserver_pid(process)) if one.name == "align_mask"]
-            os.kill(stubs[0].pid, number)
-            crash = time.monotonic()
-            for line in process.stderr:
-                if "ready again" in line:
-                    break
-            seconds = time.monotonic() - crash
-        return CrashReport(seconds, load.faces, load.wrong)
-    finally:
-        process.terminate()
-        process.communicate(timeout=STOP_SECONDS)
+    with run_make_serve(repository) as (process, lines), _Load(lines["gRPC"]) as load:
+        time.sleep(CRASH_AFTER_SECONDS)
+        stubs = [one for one in server_processes(tritonserver_pid(process)) if one.name == "align_mask"]
+        os.kill(stubs[0].pid, number)
+        crash = time.monotonic()
+        for line in process.stderr:
+            if "ready again" in line:
+                break
+        seconds = time.monotonic() - crash
+    return CrashReport(seconds, load.faces, load.wrong)
 
 
 def one_of_two_killed(repository: Path) -> CrashReport:

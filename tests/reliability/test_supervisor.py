@@ -1,6 +1,5 @@
 """`make serve` restarts its server after a process dies, stops or hangs, or a model keeps failing."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -10,7 +9,6 @@ import sys
 import textwrap
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from deploy.local.supervisor import MOST_RESTARTS, server_processes
 from tests.reliability.crashes import stub_crash
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
-from tests.support.make_serve import read_until_ready, start, tritonserver_pid
+from tests.support.make_serve import STOP_SECONDS, run_make_serve, tritonserver_pid
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
 
@@ -31,27 +29,6 @@ RESTART_SECONDS = 120
 """Generous: `make chaos` measures the restart on an otherwise idle machine."""
 
 pytestmark = pytest.mark.slow
-
-Serving = tuple["subprocess.Popen[str]", dict[str, str]]
-
-
-@contextlib.contextmanager
-def make_serve(repository: Path) -> Iterator[Serving]:
-    """Run `make serve`; yield its process and the lines that it printed when it was ready."""
-    process = start(repository)
-    try:
-        yield process, read_until_ready(process)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.communicate(timeout=60)
-
-
-@pytest.fixture
-def serving(repository: Path) -> Iterator[Serving]:
-    """Yield a running `make serve`: its process and the lines that it printed when it was ready."""
-    with make_serve(repository) as running:
-        yield running
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
@@ -64,9 +41,8 @@ def test_dead_or_stopped_stub_process_is_replaced_and_no_face_is_lost(
     assert report.wrong == 0
 
 
-def test_killed_server_restarts_on_its_ports(serving: Serving):
-    process, lines = serving
-    with FaceFeatureClient(lines["gRPC"]) as client:
+def test_killed_server_restarts_on_its_ports(repository: Path):
+    with run_make_serve(repository) as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
         _, landmarks = photo_faces(2, 372)
         expected = client.pose(landmarks)
         os.kill(tritonserver_pid(process), signal.SIGKILL)
@@ -85,7 +61,7 @@ def test_hanging_stub_process_is_replaced(repository: Path, tmp_path: Path):
     wait = f"while Path({str(hold)!r}).exists(): time.sleep(1)"
     wrap_function(code, "TritonPythonModel.execute", before=wait)
     frames, landmarks = photo_faces(3, 374)
-    with make_serve(models) as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
+    with run_make_serve(models) as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
         expected = client.features(frames, landmarks)
         hold.touch()
         start_time = time.monotonic()
@@ -103,7 +79,7 @@ def test_model_that_fails_every_batch_is_replaced(repository: Path, tmp_path: Pa
     error = "CUDA error: an illegal memory access was encountered"
     wrap_function(code, "process", before=f"if Path({str(broken)!r}).exists(): raise RuntimeError({error!r})")
     frames, landmarks = photo_faces(3, 376)
-    with make_serve(models) as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
+    with run_make_serve(models) as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
         expected = client.features(frames, landmarks)
         broken.touch()
         start_time = time.monotonic()
@@ -116,7 +92,7 @@ def test_model_that_fails_every_batch_is_replaced(repository: Path, tmp_path: Pa
         assert time.monotonic() - start_time < RESTART_SECONDS
         np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
         process.terminate()
-        assert process.communicate(timeout=60)[1] == ""
+        assert process.communicate(timeout=STOP_SECONDS)[1] == ""
 
 
 def test_supervisor_gives_up_after_repeated_failures(repository: Path):
@@ -156,15 +132,15 @@ def test_supervisor_gives_up_after_repeated_failures(repository: Path):
     log.unlink()
 
 
-def test_overloaded_server_does_not_restart(serving: Serving):
+def test_overloaded_server_does_not_restart(repository: Path):
     """The supervisor's test face waits in the queue behind thousands of others."""
-    process, lines = serving
     frames, landmarks = photo_faces(64, 373)
     repeated = np.arange(6400) % 64
-    with FaceFeatureClient(lines["gRPC"], batch_size=128, in_flight=50) as client:
-        client.features(frames[repeated], landmarks[repeated])
-    process.terminate()
-    assert process.communicate(timeout=60)[1] == ""
+    with run_make_serve(repository) as (process, lines):
+        with FaceFeatureClient(lines["gRPC"], batch_size=128, in_flight=50) as client:
+            client.features(frames[repeated], landmarks[repeated])
+        process.terminate()
+        assert process.communicate(timeout=STOP_SECONDS)[1] == ""
 
 
 def test_health_endpoints_of_triton_2_51_ignore_a_killed_stub_process(repository: Path):

@@ -1,11 +1,16 @@
 """`make serve` in a process of its own."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local.server import PROJECT
+
+STOP_SECONDS = 180.0
+"""Longest duration of a stop; generous, because a stop takes seconds on an otherwise idle machine."""
 
 FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
 
@@ -31,6 +36,17 @@ def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
         if name.startswith("ready"):
             return lines
     raise AssertionError(process.stderr.read())
+
+
+@contextlib.contextmanager
+def run_make_serve(repository: Path) -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
+    """Run `make serve`; yield its process and the lines that it printed until it was ready."""
+    process = start(repository)
+    try:
+        yield process, read_until_ready(process)
+    finally:
+        process.terminate()
+        process.communicate(timeout=STOP_SECONDS)
 
 
 def tritonserver_pid(process: "subprocess.Popen[str]") -> int:
