@@ -1,6 +1,7 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
 # make test     set up, build the models, lint, test against real servers, 5 minutes on two cores after the set-up
 # make test-all make test, then restarts, overload, packaging, deploy-check and container-check, 20 minutes more
+# make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
 # make deploy-check  serve.sh, probes, manifests, alert rules, dashboard, without a cluster, 9 minutes
@@ -12,7 +13,7 @@
 # make parity   compare with py-feat itself, in an environment of its own
 # make chaos    measure crashes, overload, stops and 20,000 hostile requests for docs/reliability.md, 8 minutes
 # make soak     measure memory under load for 30 minutes (SOAK_MINUTES=30) and with a deliberate leak for 3
-# make api-docs the client's reference as pages, build/api/index.html
+# make docs     all pages, the client's API reference and a search as a static site, build/site/index.html; Python 3.11 or newer
 # make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
 #
@@ -32,13 +33,15 @@ DEBIAN := build/debian
 HOG_MODEL := model_repository/hog/1/model.onnx
 POSE_MODEL := model_repository/pose_mlp/1/model.onnx
 
-IMAGE ?= triton-face-features:0.1.0
-PERF_IMAGE ?= triton-face-perf:0.1.0
+# The project's only version; CITATION.cff and the manifests repeat it, and a test compares them.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' client/pyproject.toml)
+IMAGE ?= triton-face-features:$(VERSION)
+PERF_IMAGE ?= triton-face-perf:$(VERSION)
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
-.PHONY: demo test test-all test-slow accept lint serve models install parity bench gpu-check chaos soak api-docs clean
-.PHONY: deploy-check container-check image perf-image monitoring autoscaling
+.PHONY: demo test test-all test-slow accept lint serve models install parity bench gpu-check chaos soak docs api-docs
+.PHONY: clean deploy-check container-check image perf-image monitoring autoscaling FORCE
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -93,6 +96,7 @@ autoscaling: $(BIN)/.installed-test
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 models: $(HOG_MODEL) $(POSE_MODEL)
 
@@ -101,9 +105,9 @@ install: $(BIN)/.installed
 $(HOG_MODEL): export/hog/command.py export/hog/graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
 	$(BIN)/python -m export hog
 
-# Built once from the project's own checkpoint; a model exported from other weights is left alone.
-$(POSE_MODEL): | $(BIN)/.installed
-	$(BIN)/python -m export pose
+# Runs each time: the model's metadata, not its date, show whether it is outdated or exported from other weights.
+$(POSE_MODEL): FORCE | $(BIN)/.installed
+	@$(BIN)/python -m export update-pose
 
 $(BIN)/.installed: requirements.txt requirements-export.txt requirements-serve.txt constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
@@ -116,6 +120,12 @@ $(BIN)/.installed: requirements.txt requirements-export.txt requirements-serve.t
 
 $(BIN)/.installed-test: requirements-test.txt $(BIN)/.installed
 	$(BIN)/python $(PIP_INSTALL) -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+$(BIN)/.installed-docs: requirements-docs.txt $(BIN)/.installed
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make docs: Sphinx needs Python 3.11 or newer; use make docs PYTHON=python3.12 VENV=.venv-docs"; exit 1; }
+	$(BIN)/python $(PIP_INSTALL) -r requirements-docs.txt -c constraints.txt
 	@touch $@
 
 # A program, not a Python package: unpacked here where the machine has none.
@@ -152,8 +162,13 @@ $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PARITY_BIN)/python $(PIP_INSTALL) --no-deps py-feat==2.1.5
 	@touch $@
 
-api-docs: $(BIN)/.installed-test
-	$(BIN)/python -m docs.make_api_pages build/api
+docs: $(BIN)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -c docs -d build/doctrees . build/site
+	$(BIN)/python -m docs.check_links build/site
+
+# The old name; removed after the next version.
+api-docs: docs
+	@echo "make api-docs: use make docs; the client's reference is build/site/docs/api.html"
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity build client/build client/src/*.egg-info $(HOG_MODEL) $(POSE_MODEL)

@@ -1,12 +1,12 @@
-"""`python benchmarks/landmark_map.py FILE...`: how near MediaPipe's points, mapped to 68, come to dlib's.
+"""`python benchmarks/landmark_map.py FILE...`: distances of MediaPipe's points, mapped to 68, from dlib's.
 
-FILE is a photograph or a video. Both landmarkers look at every face that dlib's detector finds; distances
-are shares of the distance between dlib's outer eye corners (points 36 and 45). dlib's 68-point model only
-measures here: it was trained on iBUG 300-W, whose licence excludes commercial use.
+FILE is a photograph or a video. Both landmarkers process each face that dlib's detector finds. Distances are
+fractions of the distance between dlib's outer eye corners (points 36 and 45). dlib's 68-point model serves
+only for this measurement: it was trained on iBUG 300-W, whose licence excludes commercial use.
 
-It runs in an environment of its own, because mediapipe and tritonclient want different releases of protobuf.
-That is also why it is started as a file and reads the map from the client's file: importing the packages that
-these belong to would ask for what that environment has not.
+mediapipe and tritonclient need different versions of protobuf, so the script runs in a separate environment
+without the client and its dependencies. It therefore imports no package of the project, and executes the
+client's module with the map as a file.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("mediapipe==0.10.14", "dlib-bin", "face-recognition-models", "tqdm")
-"""What to install; OpenCV and numpy come along."""
+"""The packages to install; OpenCV and NumPy are among their dependencies."""
 
 try:
     import cv2
@@ -32,10 +32,10 @@ try:
     import numpy as np
     from tqdm import tqdm
 
-    # Not imported: the package wants a pkg_resources, which new releases of setuptools have not.
+    # Importing the package needs pkg_resources, which current versions of setuptools lack.
     MODELS = importlib.metadata.distribution("face-recognition-models")
 except ImportError as missing:
-    sys.exit(f"landmark_map: {missing.name} is missing, run: pip install {' '.join(PACKAGES)}")
+    sys.exit(f"landmark_map: {missing.name} is missing; run: pip install {' '.join(PACKAGES)}")
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "landmark_map.json"
@@ -56,68 +56,67 @@ REGIONS = {
 }
 
 LONGEST_SIDE = 1600
-"""Larger pictures are shrunk to this many pixels, for time."""
+"""Longest side of a picture in pixels; larger pictures are shrunk to save time."""
 
 SMALLEST_CROP = 256
-"""Smaller crops are enlarged to this many pixels, because MediaPipe's detector misses small faces."""
+"""Smallest side of a crop in pixels; smaller crops are enlarged, because MediaPipe misses small faces."""
 
 CORNERS = {36: 33, 39: 133, 42: 362, 45: 263, 48: 61, 54: 291}
-"""Points that every map has at the same vertices, the corners of eyes and mouth, and so can tell failures."""
+"""Points whose vertex is undisputed, the corners of eyes and mouth; they show when a landmarker failed."""
 
-CORNERS_APART = 0.05
-"""Mean distance at the corners beyond which one of the two failed: good faces have up to 0.035."""
+LARGEST_CORNER_DISTANCE = 0.05
+"""Limit of the mean distance at the corners, above which a landmarker failed; correct faces reach 0.035."""
 
-TURNED = 0.3
-"""How far the nose tip is off the eyes' middle, in their distances, if a head is turned by 30 degrees."""
+LARGEST_TURN = 0.3
+"""Offset of the nose tip from the middle of the eyes, in eye distances, of a head turned by 30 degrees."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-    """What both landmarkers found, in pixels of the picture.
+    """The points of both landmarkers on one face, in pixels of the picture.
 
     Attributes
     ----------
-    native : ndarray, shape (68, 2)
-        dlib's points.
+    dlib_points : ndarray, shape (68, 2)
     mesh : ndarray, shape (468, 2)
         MediaPipe's mesh, without irises.
     """
 
-    native: np.ndarray
+    dlib_points: np.ndarray
     mesh: np.ndarray
 
     @property
     def scale(self) -> float:
         """Return the distance between dlib's outer eye corners in pixels."""
-        return float(np.linalg.norm(self.native[45] - self.native[36]))
+        return float(np.linalg.norm(self.dlib_points[45] - self.dlib_points[36]))
 
     @property
-    def corners_apart(self) -> float:
-        """Return the mean distance between the landmarkers at `CORNERS`, in shares."""
-        apart = self.mesh[list(CORNERS.values())] - self.native[list(CORNERS)]
-        return float(np.linalg.norm(apart, axis=1).mean()) / self.scale
+    def corner_distance(self) -> float:
+        """Return the mean distance between the landmarkers at `CORNERS`, as a fraction of `scale`."""
+        offsets = self.mesh[list(CORNERS.values())] - self.dlib_points[list(CORNERS)]
+        return float(np.linalg.norm(offsets, axis=1).mean()) / self.scale
 
     @property
     def turn(self) -> float:
-        """Return how far the nose tip is off the middle of the eyes, along their line, in shares."""
+        """Return the offset of the nose tip from the middle of the eyes, in eye distances."""
         eyes = self.mesh[263] - self.mesh[33]
         nose = self.mesh[4] - (self.mesh[33] + self.mesh[263]) / 2
         return float(nose @ eyes / (eyes @ eyes))
 
     @property
-    def kind(self) -> str:
-        """Return "measured", or why the face is not."""
-        if self.corners_apart > CORNERS_APART:
+    def category(self) -> str:
+        """Return "measured" or the reason why the face is left out."""
+        if self.corner_distance > LARGEST_CORNER_DISTANCE:
             return "landmarkers disagree"
-        return "turned" if abs(self.turn) > TURNED else "measured"
+        return "turned" if abs(self.turn) > LARGEST_TURN else "measured"
 
     def distances(self) -> np.ndarray:
-        """Return the distances of every point from every vertex, in shares, ``[68, 468]``."""
-        return np.linalg.norm(self.native[:, None] - self.mesh[None], axis=-1) / self.scale
+        """Return the distance of each point from each vertex, ``[68, 468]``, as fractions of `scale`."""
+        return np.linalg.norm(self.dlib_points[:, None] - self.mesh[None], axis=-1) / self.scale
 
 
 class Landmarkers:
-    """dlib's detector and 68-point predictor, and MediaPipe's face mesh on what the detector finds."""
+    """dlib's detector and 68-point predictor, and MediaPipe's face mesh in the detected boxes."""
 
     def __init__(self) -> None:
         self._detect = dlib.get_frontal_face_detector()
@@ -127,15 +126,17 @@ class Landmarkers:
         )
 
     def __call__(self, picture: np.ndarray) -> Iterator[Face | None]:
-        """Give the faces of a picture, RGB uint8 ``[H, W, 3]``; None for one that MediaPipe does not find."""
+        """Yield the faces of a picture, RGB uint8 ``[H, W, 3]``; None for a face that MediaPipe misses."""
         for box in self._detect(picture, 1):
-            native = np.array([(point.x, point.y) for point in self._predict(picture, box).parts()], float)
+            dlib_points = np.array(
+                [(point.x, point.y) for point in self._predict(picture, box).parts()], float
+            )
             centre, side = box.center(), max(box.width(), box.height())
             meshes = self._meshes_near(picture, (centre.x, centre.y), side)
             nearest = min(
-                meshes, key=lambda mesh: np.linalg.norm(mesh.mean(0) - native.mean(0)), default=None
+                meshes, key=lambda mesh: np.linalg.norm(mesh.mean(0) - dlib_points.mean(0)), default=None
             )
-            yield None if nearest is None else Face(native, nearest)
+            yield None if nearest is None else Face(dlib_points, nearest)
 
     def _meshes_near(self, picture: np.ndarray, centre: tuple[int, int], reach: int) -> list[np.ndarray]:
         """Find meshes in the square of twice `reach` around `centre`, in pixels of the picture."""
@@ -145,12 +146,12 @@ class Landmarkers:
         height, width = crop.shape[:2]
         enlarged = _resized(crop, max(1.0, SMALLEST_CROP / min(height, width)))
         found = self._mesh.process(np.ascontiguousarray(enlarged)).multi_face_landmarks or []
-        shares = [np.array([(point.x, point.y) for point in face.landmark]) for face in found]
-        return [share[:468] * (width, height) + (left - reach, top - reach) for share in shares]
+        fractions = [np.array([(point.x, point.y) for point in face.landmark]) for face in found]
+        return [mesh[:468] * (width, height) + (left - reach, top - reach) for mesh in fractions]
 
 
 def main() -> None:
-    """Measure and write the record, or draw the picture."""
+    """Measure and write the record, or draw a picture."""
     arguments = _arguments()
     landmarkers = Landmarkers()
     vertices = arguments.vertices or client_map()
@@ -166,19 +167,29 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/landmark_map.py", description=__doc__)
     parser.add_argument("files", type=_readable, nargs="+", metavar="FILE", help="photographs and videos")
     parser.add_argument(
-        "--frames", type=int, default=5, help="frames of a video, evenly spread (default: %(default)s)"
+        "--frames",
+        type=int,
+        default=5,
+        help="number of evenly spaced frames of a video (default: %(default)s)",
     )
     parser.add_argument(
-        "--vertices", type=_map, metavar="V,V,...", help="measure another map, 68 vertices, not the client's"
+        "--vertices",
+        type=_map,
+        metavar="V,V,...",
+        help="measure another map of 68 vertices (default: the client's)",
     )
     parser.add_argument(
-        "--output", type=Path, default=RESULT, metavar="FILE.json", help="where to write (default: results/)"
+        "--output",
+        type=Path,
+        default=RESULT,
+        metavar="FILE.json",
+        help="file of the record (default: benchmarks/results/landmark_map.json)",
     )
     parser.add_argument(
         "--picture",
         type=Path,
         metavar="FILE.png",
-        help="only draw the first file's first face, into this file",
+        help="draw the first face of the first file into this file, and measure nothing",
     )
     return parser.parse_args()
 
@@ -192,7 +203,7 @@ def _readable(text: str) -> Path:
 def _map(text: str) -> list[int]:
     vertices = [int(vertex) for vertex in text.split(",")]
     if len(vertices) != 68 or not set(vertices) <= set(range(468)):
-        raise argparse.ArgumentTypeError("a map is 68 vertices from 0 to 467 with commas between")
+        raise argparse.ArgumentTypeError("a map is 68 vertices from 0 to 467, separated by commas")
     return vertices
 
 
@@ -213,12 +224,12 @@ def measure(
             if face is None:
                 without_mesh += 1
                 continue
-            found[face.kind].append(face)
-            measured_of[file.name] += face.kind == "measured"
+            found[face.category].append(face)
+            measured_of[file.name] += face.category == "measured"
     if not found["measured"]:
-        sys.exit("landmark_map: no face that both landmarkers find in these files")
+        sys.exit("landmark_map: the landmarkers found no common face in these files")
     return {
-        "unit": "share of the distance between points 36 and 45, the outer eye corners",
+        "unit": "fraction of the distance between points 36 and 45, the outer eye corners",
         "faces": len(found["measured"]),
         "faces_of_file": measured_of,
         "left_out": {
@@ -233,7 +244,7 @@ def measure(
 
 
 def _figures(faces: Sequence[Face], vertices: Sequence[int]) -> dict[str, Any]:
-    """Return the figures by region and by point; `nearest` is the vertex with the least mean distance."""
+    """Return the figures by region and by point; `nearest` is the vertex with the smallest mean distance."""
     every = np.stack([face.distances() for face in faces])
     mapped, mean = every[:, range(68), list(vertices)], every.mean(axis=0)
     nearest = mean.argmin(axis=1)
@@ -262,16 +273,16 @@ def _versions() -> dict[str, str]:
 
 
 def _frames(file: Path, count: int) -> list[int]:
-    """Return the frames to look at; only 0 for a photograph."""
+    """Return the indices of the frames to measure; a photograph has frame 0."""
     if cv2.haveImageReader(str(file)):
         return [0]
     total = max(1.0, cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FRAME_COUNT))
-    # The middle of each part: the very last frame is counted in some files that do not have it.
+    # The middle of each part of the video, because some files lack the last frame that they declare.
     return np.unique(((np.arange(count) + 0.5) * total / count).astype(int)).tolist()
 
 
 def _read(file: Path, frame: int) -> np.ndarray:
-    """Return a picture, RGB uint8 ``[H, W, 3]``, of at most `LONGEST_SIDE`."""
+    """Return a picture, RGB uint8 ``[H, W, 3]``, at most `LONGEST_SIDE` long."""
     if cv2.haveImageReader(str(file)):
         picture = cv2.imread(str(file))
     else:
@@ -287,50 +298,52 @@ def _read(file: Path, frame: int) -> np.ndarray:
 def _resized(picture: np.ndarray, factor: float) -> np.ndarray:
     if factor == 1.0:
         return picture
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=how)
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=interpolation)
 
 
 PICTURE_SIDE = 800
-NATIVE_COLOUR, MAPPED_COLOUR, WHITE, DARK = (60, 230, 60), (60, 120, 255), (255, 255, 255), (40, 40, 40)
+DLIB_COLOUR, MAPPED_COLOUR, WHITE, DARK = (60, 230, 60), (60, 120, 255), (255, 255, 255), (40, 40, 40)
 """BGR: dlib's points are green, the mesh's orange."""
 
 
 def draw(landmarkers: Landmarkers, file: Path, vertices: Sequence[int], output: Path) -> None:
-    """Draw both landmarkers' points on the first face of a file, each pair joined by a line."""
+    """Draw the points of both landmarkers on the first face of a file, with a line between each pair."""
     picture = _read(file, 0)
     face = next((face for face in landmarkers(picture) if face is not None), None)
     if face is None:
-        sys.exit(f"landmark_map: no face that both landmarkers find in {file}")
+        sys.exit(f"landmark_map: the landmarkers found no common face in {file}")
     canvas, corner, factor = _closeup(picture, face)
-    native, mapped = ((points - corner) * factor for points in (face.native, face.mesh[list(vertices)]))
-    for start, end in zip(native, mapped, strict=True):
+    dlib_points, mapped = (
+        (points - corner) * factor for points in (face.dlib_points, face.mesh[list(vertices)])
+    )
+    for start, end in zip(dlib_points, mapped, strict=True):
         cv2.line(canvas, _pixel(start), _pixel(end), WHITE, 1, cv2.LINE_AA)
-    for start, end in zip(native, mapped, strict=True):
-        _native_mark(canvas, start)
-        _mapped_mark(canvas, end)
+    for start, end in zip(dlib_points, mapped, strict=True):
+        _draw_dlib_point(canvas, start)
+        _draw_mapped_point(canvas, end)
     _legend(canvas)
     cv2.imwrite(str(output), canvas)
 
 
 def _closeup(picture: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the enlarged face in BGR, the place of its upper left corner in `picture`, and the factor."""
-    centre = (face.native.min(axis=0) + face.native.max(axis=0)) / 2
-    reach = int(0.65 * np.ptp(face.native, axis=0).max())
+    """Return the enlarged face in BGR, its upper left corner in `picture`, and the factor."""
+    centre = (face.dlib_points.min(axis=0) + face.dlib_points.max(axis=0)) / 2
+    reach = int(0.65 * np.ptp(face.dlib_points, axis=0).max())
     corner = np.maximum(centre.astype(int) - reach, 0)
     crop = picture[corner[1] : corner[1] + 2 * reach, corner[0] : corner[0] + 2 * reach]
     factor = PICTURE_SIDE / max(crop.shape[:2])
     return cv2.cvtColor(_resized(crop, factor), cv2.COLOR_RGB2BGR), corner, factor
 
 
-def _native_mark(canvas: np.ndarray, place: Sequence[float]) -> None:
-    for colour, width in ((DARK, 4), (NATIVE_COLOUR, 2)):
-        cv2.circle(canvas, _pixel(place), 6, colour, width, cv2.LINE_AA)
+def _draw_dlib_point(canvas: np.ndarray, point: Sequence[float]) -> None:
+    for colour, width in ((DARK, 4), (DLIB_COLOUR, 2)):
+        cv2.circle(canvas, _pixel(point), 6, colour, width, cv2.LINE_AA)
 
 
-def _mapped_mark(canvas: np.ndarray, place: Sequence[float]) -> None:
+def _draw_mapped_point(canvas: np.ndarray, point: Sequence[float]) -> None:
     for colour, width in ((DARK, 4), (MAPPED_COLOUR, 2)):
-        cv2.drawMarker(canvas, _pixel(place), colour, cv2.MARKER_TILTED_CROSS, 9, width, cv2.LINE_AA)
+        cv2.drawMarker(canvas, _pixel(point), colour, cv2.MARKER_TILTED_CROSS, 9, width, cv2.LINE_AA)
 
 
 def _legend(canvas: np.ndarray) -> None:
@@ -339,15 +352,15 @@ def _legend(canvas: np.ndarray) -> None:
     )
     cv2.rectangle(canvas, (8, 8), (330, 66), DARK, cv2.FILLED)
     for y, mark, text in (
-        (26, _native_mark, "dlib's 68 points"),
-        (50, _mapped_mark, "MediaPipe's mesh, mapped to 68"),
+        (26, _draw_dlib_point, "dlib's 68 points"),
+        (50, _draw_mapped_point, "MediaPipe's mesh, mapped to 68"),
     ):
         mark(canvas, (24, y))
         write(canvas, text, (42, y + 5), color=WHITE, thickness=1)
 
 
-def _pixel(place: Sequence[float]) -> tuple[int, int]:
-    return round(float(place[0])), round(float(place[1]))
+def _pixel(point: Sequence[float]) -> tuple[int, int]:
+    return round(float(point[0])), round(float(point[1]))
 
 
 if __name__ == "__main__":

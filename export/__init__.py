@@ -1,1 +1,1 @@
-"""Building the ONNX models and the pose network: `python -m export`."""
+"""Build the ONNX models; train and evaluate the pose network: `python -m export`."""

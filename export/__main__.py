@@ -1,31 +1,36 @@
 """The command line: `python -m export COMMAND`."""
 
 import argparse
+import importlib
 import sys
 
 from export.errors import ExportError
-from export.hog import command as hog
-from export.pose import command as pose
-from export.pose.training import evaluate, train
 
 COMMANDS = {
-    "hog": (hog, "HOG features of masked faces -> hog/1/model.onnx"),
-    "pose": (pose, "a pose checkpoint -> pose_mlp/1/model.onnx"),
-    "train-pose": (train, "train a pose checkpoint on synthetic heads"),
-    "evaluate-pose": (evaluate, "measure a pose checkpoint beside a geometric baseline"),
+    "hog": ("export.hog.command", "build hog/1/model.onnx, the HOG features of masked faces"),
+    "pose": ("export.pose.command", "build pose_mlp/1/model.onnx from a pose checkpoint"),
+    "update-pose": ("export.pose.update", "rebuild pose_mlp/1/model.onnx if it is out of date"),
+    "train-pose": ("export.pose.training.train", "train a pose checkpoint on synthetic heads"),
+    "evaluate-pose": (
+        "export.pose.training.evaluate",
+        "measure the errors of a pose checkpoint and of a geometric baseline",
+    ),
 }
+"""Name of a command: its module, imported only when the command runs, and its summary."""
 
 
 def main() -> int:
-    """Run one command; a user's error is one line on standard error and exit status 1."""
+    """Run one command; print an `ExportError` as one line and return exit status 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m export", description="Build the ONNX models; train and judge the pose network."
+        prog="python -m export", description="Build the ONNX models; train and evaluate the pose network."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (module, summary) in COMMANDS.items():
+    for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if name in sys.argv[1:2]:
+            module = importlib.import_module(module_name)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never a part."""
+"""Atomic file replacement: a reader sees the old file or the complete new one."""
 
 import contextlib
 import os
@@ -9,20 +9,20 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it onto `path` when the block ends well.
+    """Yield a temporary path; rename it to `path` when the block ends without an exception.
 
-    The file is written in the same folder, because a rename is atomic only within one file system.
-    When the block raises, the temporary file is removed and `path` stays as it was.
+    The temporary file is in the same folder, because a rename is atomic only within one file system.
+    After an exception it is deleted, and `path` is unchanged.
 
     Parameters
     ----------
     path : Path
-        The file to create or replace. Its folder is made when it is missing.
+        The file to create or replace. A missing folder is created.
 
     Yields
     ------
     Path
-        Where to write. The name keeps the suffix of `path`, which some writers look at.
+        The temporary file. It has the suffix of `path`, from which some writers choose a format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
@@ -43,7 +43,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _default_mode() -> int:
-    """Return the mode an ordinary `open` would give; mkstemp's 0600 would hide the file from Triton."""
+    """Return the mode of files that `open` creates; Triton could not read a file with mkstemp's 0600."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

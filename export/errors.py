@@ -1,5 +1,5 @@
-"""The one exception that the command line turns into a single-line message."""
+"""The exception that the command line prints as a single line."""
 
 
 class ExportError(ValueError):
-    """A checkpoint, a setting or a built model is not usable; the message says what to do."""
+    """An invalid checkpoint, option or model; the message says what to do."""

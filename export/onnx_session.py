@@ -1,4 +1,4 @@
-"""Running a model that has just been built, in memory."""
+"""Inference with a model in memory, for the check before it is stored."""
 
 import numpy as np
 import onnx
@@ -14,13 +14,13 @@ ONNXRUNTIME_ERRORS = (
     ort.NotImplemented,
     ort.RuntimeException,
 )
-"""These classes of onnxruntime share no base of their own."""
+"""ONNX Runtime's exceptions; they have no common base class."""
 
 
 def run_on_cpu(model: onnx.ModelProto, inputs: np.ndarray) -> np.ndarray:
-    """Return the one output of `model` for its one input."""
+    """Return the first output of a model with one input."""
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         return session.run(None, {session.get_inputs()[0].name: inputs})[0]
     except ONNXRUNTIME_ERRORS as error:
-        raise ExportError(f"onnxruntime cannot run the built model: {error}") from error
+        raise ExportError(f"ONNX Runtime cannot run the built model: {error}") from error

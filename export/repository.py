@@ -1,4 +1,4 @@
-"""Where the built models go, and whether a model fits the config that will serve it."""
+"""The model repository: its configs, and built models stored in it."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ Interface = dict[str, tuple[int, list[int]]]
 
 
 def add_repository_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the option that names the repository to write to."""
+    """Declare the option ``--repository``."""
     parser.add_argument(
         "--repository",
         type=Path,
@@ -62,14 +62,14 @@ def configured_face_size(repository: Path) -> int:
 
 
 def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path, model_name: str) -> Path:
-    """Write a checked model to ``<repository>/<model_name>/1/model.onnx``, whole or not at all.
+    """Write a checked model to ``<repository>/<model_name>/1/model.onnx`` atomically.
 
     Parameters
     ----------
     model : ModelProto
         The model; its metadata is replaced by `facts`.
     facts : dict of str to str
-        What the model was made from and checked with.
+        The model's origin and the result of its check.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def store_model(model: onnx.ModelProto, facts: dict[str, str], repository: Path,
     Raises
     ------
     ExportError
-        When the model's tensors are not the ones of its ``config.pbtxt``, or the file cannot be written.
+        When the model's tensors differ from those in its ``config.pbtxt``, or the file cannot be written.
     """
     _check_interface(model, repository, model_name)
     onnx.helper.set_model_props(model, facts)

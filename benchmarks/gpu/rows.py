@@ -9,8 +9,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.hog.command import export_hog
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
 from export.pose.command import export_pose
+from export.pose.origin import DEFAULT_CHECKPOINT
 from export.repository import DEFAULT_REPOSITORY
 
 Row = dict[str, str | int | float | bool | None]

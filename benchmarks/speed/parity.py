@@ -15,8 +15,8 @@ import numpy as np
 
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
 from export.pose.command import export_pose
+from export.pose.origin import DEFAULT_CHECKPOINT
 from tests.support.face_data import CROP, photo_faces
 from triton_face_client import FaceFeatureClient
 from triton_face_client.requests.model_config import ALIGN_MASK_OUTPUTS

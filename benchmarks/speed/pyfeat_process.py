@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
+from export.pose.origin import DEFAULT_CHECKPOINT
 
 WORKER = Path(__file__).parent / "pyfeat_worker.py"
 

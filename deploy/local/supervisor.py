@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.docker import probe
 from deploy.local.server import LocalServer, ServerError
 from triton_face_client.sample_faces import sample_faces
-from triton_face_client.transports.messages import plain_input
+from triton_face_client.transports.base import create_input
 
 LOOK_SECONDS = 1.0
 
@@ -199,7 +199,7 @@ class _Face:
         frames, landmarks = sample_faces(1)
         tensors = {"FRAMES_UINT8": frames, "LANDMARKS": landmarks}
         self._inputs = [
-            plain_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()
+            create_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()
         ]
         self._outputs = [InferRequestedOutput("HOG"), InferRequestedOutput("POSE")]
         self._sent = -FACE_SECONDS

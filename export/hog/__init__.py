@@ -1,1 +1,1 @@
-"""The HOG model: its ONNX graph and the command that builds and checks it."""
+"""The HOG model: the ONNX graph, and the command that builds and checks it."""

@@ -13,7 +13,7 @@ from export.onnx_session import run_on_cpu
 from export.repository import add_repository_argument, configured_face_size, store_model
 
 TOLERANCE = 1e-5
-"""Largest difference of a feature; features lie in [0, 1]."""
+"""Largest accepted difference of a feature; features are in [0, 1]."""
 
 SMALLEST_FACE = CELL * BLOCK
 
@@ -68,7 +68,7 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
             "nothing was written. This onnxruntime computes it wrongly; install the pinned one"
         )
     facts = {
-        "made_from": "the HOG of skimage.feature.hog, written as a graph",
+        "made_from": "the definition of skimage.feature.hog, as an ONNX graph",
         "face_size": str(face_size),
         "orientations": str(ORIENTATIONS),
         "pixels_per_cell": str(CELL),
@@ -82,10 +82,10 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
 
 
 def check_faces(face_size: int) -> np.ndarray:
-    """Make float32 faces ``[N, 3, face_size, face_size]`` that show what random images hide.
+    """Return float32 faces ``[N, 3, face_size, face_size]`` with the special cases of HOG.
 
-    Among noise in three scales there are blank blocks, a blank face, steps in 16 directions whose
-    gradients tie on the bins' borders, equal channels, and a corner of the fill's 128.
+    Besides noise these are blank blocks, a blank face, edges in 8 directions (some on borders of bins), equal
+    channels, and a corner of the fill value 128.
     """
     generator = np.random.default_rng(0)
     noise = generator.random((3, 3, face_size, face_size), dtype=np.float32)
@@ -102,7 +102,7 @@ def check_faces(face_size: int) -> np.ndarray:
 
 
 def reference_features(faces: np.ndarray) -> np.ndarray:
-    """Return scikit-image's HOG, ``[N, features]``, of faces ``[N, 3, S, S]``, one face at a time."""
+    """Return scikit-image's HOG ``[N, features]`` of faces ``[N, 3, S, S]``."""
     return np.stack(
         [
             skimage_hog(

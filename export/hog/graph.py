@@ -1,29 +1,27 @@
-"""The HOG layer of the AU classifiers as an ONNX graph (SPEC section 4).
+"""The HOG features of py-feat's AU classifiers as an ONNX graph (docs/SPEC.md, section 4).
 
-The graph is written down node by node instead of being traced: an exporter's optimizer has dropped the
-``1e-10`` of the block norm, and every blank block came out NaN. It holds only operators that ONNX Runtime
-has for the CPU and for CUDA alike, each of them within one face, so that a face's features do not depend
-on the faces beside it.
+The graph is written node by node, because `torch.onnx.export` dropped the ``1e-10`` of the block norm as
+negligible, and each blank block became NaN. It uses only operators that ONNX Runtime has for CPU and CUDA. No
+operator mixes faces, so a face's features do not depend on its batch.
 
-What a CPU pays for is memory: every operator writes its whole result. So no operator here writes more than
-one plane ``[N, 1, S, S]`` a face: the channels' gradients and the eight bins are planes of their own, which
-stay in the cache for a few faces at a time. One stack of eight planes instead, filled by Where and pooled at
-once, took 1.5 times as long for the whole graph.
+On a CPU the time goes into memory traffic: each operator writes its complete result. So the graph computes
+separate planes ``[N, 1, S, S]`` for the gradients of each channel and for each bin; those of a few faces fit
+the cache. One stack of eight bins, filled by Where and pooled at once, made the graph 1.5 times as slow.
 
 Convention
 ----------
 ``gx`` runs along columns (x, to the right), ``gy`` along rows (y, downwards). An orientation is the angle
 of the gradient, ``atan2(gy, gx)`` modulo 180 degrees; bin ``k`` of 8 covers ``[22.5 k, 22.5 (k + 1))``.
 
-ONNX has no atan2. The bin follows from comparisons alone: whether the gradient, turned to point downwards,
-leans right (below 90 degrees) or left, and its steepness ``|gy| / |gx|`` against tan 22.5, 1 and
-1 / tan 22.5. What needs care is the borders at 45, 90, 135 and 180 degrees. Gradients fall right on them
-in flat and synthetic regions, and within a float32 ulp of them along the fill's edge, where 128 stands
-against values that differ by little. There the reference's own rounding decides: it takes atan2, degrees,
-the modulo and the division in float32, and so its borders lie some 1e-7 radians below the true ones, by
-amounts that depend on the sign of ``gy``. `BORDER_SHIFTS` has them, measured on 4 million gradients at each
-border with the torch that py-feat runs on; the differences compared with them are exact in float32 where
-it matters. (The borders between these are irrational slopes, which no image prefers.)
+ONNX has no atan2. Comparisons find the bin: whether the gradient, or its opposite if it points upwards,
+leans right (below 90 degrees) or left, and its slope ``|gy| / |gx|`` against tan 22.5, 1 and 1 / tan 22.5.
+
+The borders at 45, 90, 135 and 180 degrees need care. Gradients of textureless and synthetic regions lie on
+them, and gradients along the edge of the fill value (128 beside small, similar values) within a float32 ulp
+of them. There the rounding of the reference decides, which is py-feat with torch: it computes atan2, degrees,
+modulo and division in float32, which moves its borders down by some 1e-7 radians, depending on the sign of
+``gy``. `BORDER_SHIFTS` holds these shifts, measured on 4 million gradients at each border. The other borders
+are irrational slopes, near which gradients are no more frequent than elsewhere.
 """
 
 import math
@@ -33,9 +31,9 @@ import onnx.parser
 
 ORIENTATIONS = 8
 CELL = 8
-"""Pixels a side."""
+"""Side of a cell, in pixels."""
 BLOCK = 2
-"""Cells a side."""
+"""Side of a block, in cells."""
 
 BIN_WIDTH = math.radians(180 / ORIENTATIONS)
 
@@ -48,10 +46,10 @@ BORDER_SHIFTS = {
     "upward_90": 1.03316e-7,
     "upward_135": 1.56462e-7,
 }
-"""How far below each border, radians, the reference (torch 2.13, CPU) already counts a gradient above it.
+"""Distance in radians from each border down to the border of the reference (torch 2.13, CPU).
 
-Downward is ``gy >= 0``. Downward from 180 degrees on the bin is 0; an upward gradient near 180 degrees
-stays in bin 7, because the reference clamps it there.
+Downward means ``gy >= 0``. A downward gradient past the shifted border at 180 degrees is in bin 0. An upward
+gradient near 180 degrees stays in bin 7, because the reference clamps the bin.
 """
 
 
@@ -64,14 +62,14 @@ def feature_length(face_size: int) -> int:
 def build_hog_graph(face_size: int) -> onnx.ModelProto:
     """Build MASKED_FACES float32 ``[N, 3, face_size, face_size]`` -> HOG float32 ``[N, features]``.
 
-    The features are those of ``skimage.feature.hog(face, orientations=8, pixels_per_cell=(8, 8),
-    cells_per_block=(2, 2), block_norm="L2-Hys", channel_axis=-1)``, in its order: block row, block
-    column, cell row, cell column, orientation.
+    The features equal ``skimage.feature.hog(face, orientations=8, pixels_per_cell=(8, 8),
+    cells_per_block=(2, 2), block_norm="L2-Hys", channel_axis=-1)`` within 1e-5, in its order: block row,
+    block column, cell row, cell column, orientation.
 
     Parameters
     ----------
     face_size : int
-        Side of the faces, pixels; at least two cells.
+        Side of the faces in pixels, at least two cells.
 
     References
     ----------
@@ -102,7 +100,8 @@ def build_hog_graph(face_size: int) -> onnx.ModelProto:
 
 _CHANNELS = ("r", "g", "b")
 
-_END = 2**63 - 1  # ONNX's end of an axis
+_END = 2**63 - 1
+"""The end of an axis, in Slice."""
 
 _CONSTANTS = f"""
     int64[2] channel_and_row = {{1, 2}},
@@ -121,37 +120,37 @@ _CONSTANTS = f"""
     float zero = {{0.0}},
     float one = {{1.0}},
     float tan_width = {{{math.tan(BIN_WIDTH):.9e}}},
-    float lean_shift = {{{BORDER_SHIFTS["downward_90"]}}},
-    float right_shift = {{{-2 * BORDER_SHIFTS["downward_45"]}}},
-    float left_shift = {{{2 * BORDER_SHIFTS["downward_135"]}}},
-    float flat_shift = {{{BORDER_SHIFTS["downward_180"]}}},
+    float lean_factor = {{{BORDER_SHIFTS["downward_90"]}}},
+    float right_factor = {{{-2 * BORDER_SHIFTS["downward_45"]}}},
+    float left_factor = {{{2 * BORDER_SHIFTS["downward_135"]}}},
+    float horizontal_factor = {{{BORDER_SHIFTS["downward_180"]}}},
     float epsilon = {{1e-10}},
     float hysteresis = {{0.2}}
 """
 
 
 def _channel_constants() -> str:
-    """Return where each channel's forward and backward neighbours start and end."""
+    """Return the slices of each channel's next and previous neighbours."""
     return ",".join(
         f"""
-    int64[2] {channel}_forward = {{{index}, 2}},
-    int64[2] {channel}_forward_end = {{{index + 1}, {_END}}},
-    int64[2] {channel}_back = {{{index}, 0}},
-    int64[2] {channel}_back_end = {{{index + 1}, -2}}"""
+    int64[2] {channel}_next = {{{index}, 2}},
+    int64[2] {channel}_next_end = {{{index + 1}, {_END}}},
+    int64[2] {channel}_previous = {{{index}, 0}},
+    int64[2] {channel}_previous_end = {{{index + 1}, -2}}"""
         for index, channel in enumerate(_CHANNELS)
     )
 
 
 def _gradients() -> str:
-    """Return the centred differences; 0 in the first and last column (gx) and row (gy)."""
+    """Return centred differences; 0 in the first and last column (gx) and row (gy)."""
     return "".join(
         f"""
-    right_{c} = Slice (MASKED_FACES, {c}_forward, {c}_forward_end, channel_and_column)
-    left_{c} = Slice (MASKED_FACES, {c}_back, {c}_back_end, channel_and_column)
+    right_{c} = Slice (MASKED_FACES, {c}_next, {c}_next_end, channel_and_column)
+    left_{c} = Slice (MASKED_FACES, {c}_previous, {c}_previous_end, channel_and_column)
     inner_gx_{c} = Sub (right_{c}, left_{c})
     gx_{c} = Pad (inner_gx_{c}, column_border)
-    below_{c} = Slice (MASKED_FACES, {c}_forward, {c}_forward_end, channel_and_row)
-    above_{c} = Slice (MASKED_FACES, {c}_back, {c}_back_end, channel_and_row)
+    below_{c} = Slice (MASKED_FACES, {c}_next, {c}_next_end, channel_and_row)
+    above_{c} = Slice (MASKED_FACES, {c}_previous, {c}_previous_end, channel_and_row)
     inner_gy_{c} = Sub (below_{c}, above_{c})
     gy_{c} = Pad (inner_gy_{c}, row_border)
     gx_squared_{c} = Mul (gx_{c}, gx_{c})
@@ -163,8 +162,8 @@ def _gradients() -> str:
     )
 
 
-# Per pixel the channel of largest magnitude, the first one on a tie. The magnitudes are compared after the
-# square root, which makes ties of its own.
+# Choose the channel of largest magnitude at each pixel, the first one on a tie. The comparison must follow
+# the square root, because its rounding creates ties.
 _STRONGEST_CHANNEL = """
     green_wins = Greater (magnitude_g, magnitude_r)
     magnitude_rg = Max (magnitude_r, magnitude_g)
@@ -176,24 +175,23 @@ _STRONGEST_CHANNEL = """
     gy = Where (blue_wins, gy_b, gy_rg)
 """
 
-# Which way the gradient, turned to point downwards, leans, and how steep it is: flat, low, high or upright,
-# by the thresholds its steepness is over. Beside 45 and 135 degrees the angle is off by half of
-# (rise - run) / run. The shifts are in proportion to |gy|, by one factor downwards and another one upwards,
-# which is what LeakyRelu makes of gy.
+# Find the side to which the gradient, or its opposite if it points upwards, leans, and the range of its
+# slope. Near a diagonal the angle differs from it by (rise - run) / (2 run). Each limit is gy times a factor
+# that depends on the sign of gy; LeakyRelu multiplies by it.
 _ORIENTATION = f"""
     points_up = Less (gy, zero)
     run = Abs (gx)
     rise = Abs (gy)
 
     lean_by_sign = LeakyRelu <alpha = {BORDER_SHIFTS["upward_90"] / BORDER_SHIFTS["downward_90"]}> (gy)
-    lean_limit = Mul (lean_by_sign, lean_shift)
+    lean_limit = Mul (lean_by_sign, lean_factor)
     left_of_limit = LessOrEqual (gx, lean_limit)
     leans_left = Xor (points_up, left_of_limit)
 
     right_by_sign = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_45"] / BORDER_SHIFTS["downward_45"]}> (gy)
-    right_limit = Mul (right_by_sign, right_shift)
+    right_limit = Mul (right_by_sign, right_factor)
     left_by_sign = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_135"] / BORDER_SHIFTS["downward_135"]}> (gy)
-    left_limit = Mul (left_by_sign, left_shift)
+    left_limit = Mul (left_by_sign, left_factor)
     diagonal_limit = Where (leans_left, left_limit, right_limit)
     excess = Sub (rise, run)
     over_45 = Greater (excess, diagonal_limit)
@@ -205,47 +203,46 @@ _ORIENTATION = f"""
 
     one_if_over_22 = Cast <to = 1> (over_22)
     one_if_over_45 = Cast <to = 1> (over_45)
-    upright = Cast <to = 1> (over_67)
-    flat = Sub (one, one_if_over_22)
-    low = Sub (one_if_over_22, one_if_over_45)
-    high = Sub (one_if_over_45, upright)
+    from_67_to_90 = Cast <to = 1> (over_67)
+    from_0_to_22 = Sub (one, one_if_over_22)
+    from_22_to_45 = Sub (one_if_over_22, one_if_over_45)
+    from_45_to_67 = Sub (one_if_over_45, from_67_to_90)
 
-    flat_limit = Mul (run, flat_shift)
-    is_flat = LessOrEqual (rise, flat_limit)
+    horizontal_limit = Mul (run, horizontal_factor)
+    is_horizontal = LessOrEqual (rise, horizontal_limit)
     points_down = Not (points_up)
-    wraps_to_0 = And (is_flat, points_down)
+    wraps_to_0 = And (is_horizontal, points_down)
     stays = Not (wraps_to_0)
     is_left = And (leans_left, stays)
     one_if_left = Cast <to = 1> (is_left)
 """
 
-# The bins in their order: a gradient rises from flat to upright on the right side, and falls on the left.
-_BINS = (
-    *(("right", steepness) for steepness in ("flat", "low", "high", "upright")),
-    *(("left", steepness) for steepness in ("upright", "high", "low", "flat")),
-)
+_SLOPES = ("from_0_to_22", "from_22_to_45", "from_45_to_67", "from_67_to_90")
+
+_BINS = (*(("right", slope) for slope in _SLOPES), *(("left", slope) for slope in reversed(_SLOPES)))
+"""Side and slope of each bin, in the order of the bins."""
 
 
 def _cells() -> str:
-    """Return the mean over a cell's pixels of the magnitude in each bin: [N, cell row, column, bin]."""
+    """Return the mean magnitude per cell and bin: [N, cell row, cell column, bin]."""
     planes = "".join(
         f"""
-    {side}_{steepness} = Mul ({side}_magnitude, {steepness})
-    {side}_{steepness}_cells = AveragePool <kernel_shape = [{CELL}, {CELL}], strides = [{CELL}, {CELL}]> (
-        {side}_{steepness}
+    {side}_{slope} = Mul ({side}_magnitude, {slope})
+    {side}_{slope}_cells = AveragePool <kernel_shape = [{CELL}, {CELL}], strides = [{CELL}, {CELL}]> (
+        {side}_{slope}
     )"""
-        for side, steepness in _BINS
+        for side, slope in _BINS
     )
     return f"""
     left_magnitude = Mul (magnitude, one_if_left)
     right_magnitude = Sub (magnitude, left_magnitude)
     {planes}
-    cells_by_bin = Concat <axis = 1> ({", ".join(f"{side}_{steepness}_cells" for side, steepness in _BINS)})
+    cells_by_bin = Concat <axis = 1> ({", ".join(f"{side}_{slope}_cells" for side, slope in _BINS)})
     cells = Transpose <perm = [0, 2, 3, 1]> (cells_by_bin)
 """
 
 
-# The four cells of every block side by side, which is the order of the features.
+# Concatenate the four cells of each block, in the order of the features.
 _BLOCKS = """
     cells_00 = Slice (cells, block_00, block_00_end, cell_axes)
     cells_01 = Slice (cells, block_01, block_01_end, cell_axes)
@@ -254,7 +251,7 @@ _BLOCKS = """
     blocks = Concat <axis = 3> (cells_00, cells_01, cells_10, cells_11)
 """
 
-# L2-Hys: normalize, clip, normalize again. epsilon keeps blank blocks at 0.
+# L2-Hys: normalize, clip, normalize again. With epsilon a blank block is 0, not NaN.
 _NORMALIZATION = """
     block_energy = ReduceSumSquare <axes = [3]> (blocks)
     block_energy_above_0 = Add (block_energy, epsilon)

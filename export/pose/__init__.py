@@ -1,1 +1,1 @@
-"""The pose model: checkpoints, its ONNX graph, and the command that builds and checks it."""
+"""The pose model: checkpoints, the torch network, its ONNX export, and training."""

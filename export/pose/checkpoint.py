@@ -1,25 +1,26 @@
-"""Pose-MLP checkpoints: `NAME.safetensors` with the weights and `NAME.json` with the statistics.
+"""Pose checkpoints: `NAME.safetensors` with the weights and `NAME.json` with the output statistics.
 
-Two layouts exist (SPEC section 5), both one `nn.Sequential` called `net`:
+There are two layouts (docs/SPEC.md, section 5), each an `nn.Sequential` called `net`:
 
-- v2: per hidden layer Linear, LayerNorm, GELU (exact), Dropout; the last layer a bare Linear.
-- v1: per hidden layer Linear, ReLU, Dropout; the last layer a bare Linear.
+- v2: each hidden layer is Linear, LayerNorm, exact GELU, Dropout; the output layer is Linear.
+- v1: each hidden layer is Linear, ReLU, Dropout; the output layer is Linear.
 
-A checkpoint says which one it is by its keys: `net.1.weight` is a LayerNorm gain, one-dimensional.
+The keys show the layout: only in v2 is `net.1.weight`, the gain of a LayerNorm, one-dimensional.
 """
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from export.errors import ExportError
+from export.pose.origin import describe_origin
 
 INPUTS = 136
 """68 centred, scaled x followed by 68 centred, scaled y."""
@@ -28,62 +29,41 @@ OUTPUTS = 6
 """Pitch, Roll, Yaw in radians, then X, Y, Z."""
 
 
-EYE_CORNERS = (36, 45)
-"""The outer corners of the eyes; their distance is the unit of the network's input."""
-
-SMALLEST_EYE_DISTANCE = 1e-6
-"""The distance is clamped to this, in units of the landmarks."""
-
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "pose_mlp.safetensors"
-"""The project's own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HiddenLayer:
-    """One hidden layer: float32 `weight` [out, in], `bias` [out]; in v2 LayerNorm's `gain`, `shift` [out]."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    gain: np.ndarray | None = None
-    shift: np.ndarray | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class PoseCheckpoint:
-    """A validated pose MLP.
+    """A validated checkpoint.
 
     Attributes
     ----------
     layout : str
         ``"v1"`` or ``"v2"``.
-    hidden : tuple of HiddenLayer
-        The hidden layers, first to last.
-    weight, bias : ndarray of float32
-        The output layer, ``[6, hidden]`` and ``[6]``.
+    hidden : tuple of int
+        Widths of the hidden layers, first to last.
+    state : dict of str to Tensor
+        Float32 weights and biases by their names in the `nn.Sequential`, for instance ``"0.weight"``.
     mean, std : ndarray of float32, shape (6,)
-        Output statistics; the pose is ``z * std + mean``.
+        Output statistics; the pose is ``output * std + mean``.
     origin : dict of str to str
-        Where it came from: file names and SHA-256 sums, for the metadata of what is built from it.
+        Names and hashes of the two files; see `describe_origin`.
     """
 
     layout: str
-    hidden: tuple[HiddenLayer, ...]
-    weight: np.ndarray
-    bias: np.ndarray
+    hidden: tuple[int, ...]
+    state: dict[str, torch.Tensor]
     mean: np.ndarray
     std: np.ndarray
     origin: dict[str, str]
 
 
 def load_pose_checkpoint(weights: Path, meta: Path | None = None) -> PoseCheckpoint:
-    """Read and check a pose-MLP checkpoint.
+    """Read and validate a pose checkpoint.
 
     Parameters
     ----------
     weights : Path
         The ``.safetensors`` file.
     meta : Path, optional
-        The ``.json`` file; by default the one beside `weights` with the same name.
+        The ``.json`` file. Default: the file beside `weights` with the same name.
 
     Returns
     -------
@@ -92,28 +72,17 @@ def load_pose_checkpoint(weights: Path, meta: Path | None = None) -> PoseCheckpo
     Raises
     ------
     ExportError
-        When a file is missing, truncated or of another shape, or a number in it is not finite.
+        When a file is missing or truncated, a shape is wrong, or a number is not finite.
     """
     weights_bytes = _read(weights)
     meta = meta or weights.with_suffix(".json")
     meta_bytes = _read(meta)
-    architecture = _parse_architecture(meta_bytes, meta)
-    tensors = _parse_tensors(weights_bytes, weights)
-    layout, hidden, output = _split_layers(tensors, architecture["hidden"], weights)
-    return PoseCheckpoint(
-        layout=layout,
-        hidden=hidden,
-        weight=output.weight,
-        bias=output.bias,
-        mean=architecture["mean"],
-        std=architecture["std"],
-        origin={
-            "weights": weights.name,
-            "weights_sha256": hashlib.sha256(weights_bytes).hexdigest(),
-            "meta": meta.name,
-            "meta_sha256": hashlib.sha256(meta_bytes).hexdigest(),
-        },
-    )
+    hidden, mean, std = _parse_description(meta_bytes, meta)
+    state = _parse_tensors(weights_bytes, weights)
+    layout = "v2" if getattr(state.get("1.weight"), "ndim", 0) == 1 else "v1"
+    _check_shapes(state, layout, hidden, weights)
+    origin = describe_origin((weights.name, weights_bytes), (meta.name, meta_bytes))
+    return PoseCheckpoint(layout, hidden, state, mean, std, origin)
 
 
 def _read(path: Path) -> bytes:
@@ -126,7 +95,8 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _parse_architecture(data: bytes, path: Path) -> dict[str, Any]:
+def _parse_description(data: bytes, path: Path) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Return the hidden widths, and mean and standard deviation of the outputs."""
     try:
         architecture = json.loads(data)["architecture"]
         hidden = architecture["hidden"]
@@ -134,23 +104,16 @@ def _parse_architecture(data: bytes, path: Path) -> dict[str, Any]:
         mean, std = statistics["mean"], statistics["std"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
-            f"{path} is not a pose-MLP description ({error!r}): it needs architecture.hidden and "
+            f"{path} does not describe a pose checkpoint ({error!r}): it needs architecture.hidden and "
             "architecture.output_normalization.mean and .std"
         ) from error
-    if (
-        not isinstance(hidden, list)
-        or not hidden
-        or not all(type(width) is int and width > 0 for width in hidden)
-    ):
+    is_list = isinstance(hidden, list) and len(hidden) > 0
+    if not is_list or not all(type(width) is int and width > 0 for width in hidden):
         raise ExportError(f"{path}: architecture.hidden must be a list of layer widths, it is {hidden!r}")
-    return {
-        "hidden": hidden,
-        "mean": _statistic(mean, "mean", path),
-        "std": _statistic(std, "std", path),
-    }
+    return tuple(hidden), _parse_statistic(mean, "mean", path), _parse_statistic(std, "std", path)
 
 
-def _statistic(values: object, name: str, path: Path) -> np.ndarray:
+def _parse_statistic(values: object, name: str, path: Path) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -162,54 +125,49 @@ def _statistic(values: object, name: str, path: Path) -> np.ndarray:
     return array
 
 
-def _parse_tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
+def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors as float32, without the prefix ``net.`` of their names."""
     try:
-        tensors = load_safetensors(data)  # torch's, because NumPy has no bfloat16
+        tensors = load_safetensors(data)
     except SafetensorError as error:
         raise ExportError(
-            f"{path} is not a whole safetensors file ({error}); fetch or copy it again"
+            f"{path} is not a complete safetensors file ({error}); download or copy it again"
         ) from error
     for key, tensor in tensors.items():
         if not re.fullmatch(r"net\.\d+\.(weight|bias)", key):
             raise ExportError(
-                f"{path}: unexpected tensor {key!r}; a pose MLP holds net.<i>.weight and net.<i>.bias alone"
+                f"{path}: unexpected tensor {key!r}; a pose checkpoint holds only "
+                "net.<i>.weight and net.<i>.bias"
             )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ExportError(f"{path}: tensor {key!r} ({tensor.dtype}) is not finite floating point")
-    return {key: tensor.float().numpy() for key, tensor in tensors.items()}
-
-
-def _split_layers(
-    tensors: dict[str, np.ndarray], widths: list[int], path: Path
-) -> tuple[str, tuple[HiddenLayer, ...], HiddenLayer]:
-    """Take the layers out of `tensors` by their index in the `nn.Sequential`, and check every shape."""
-    layout = "v2" if getattr(tensors.get("net.1.weight"), "ndim", 0) == 1 else "v1"
-    stride = 4 if layout == "v2" else 3
-    remaining = dict(tensors)
-
-    def take(index: int, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        key = f"net.{index}.{kind}"
-        tensor = remaining.pop(key, None)
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise ExportError(
-                f"{path}: {key} is {found}; a {layout} pose MLP with hidden layers {widths} "
-                f"has it of shape {list(shape)}. Do the weights and the JSON belong together?"
+                f"{path}: tensor {key!r} ({tensor.dtype}) must be finite floating-point numbers"
             )
-        return tensor
+    return {key.removeprefix("net."): tensor.float() for key, tensor in tensors.items()}
 
-    hidden = []
-    inputs = INPUTS
-    for number, width in enumerate(widths):
-        index = number * stride
-        weight, bias = take(index, "weight", (width, inputs)), take(index, "bias", (width,))
-        norm = (
-            (take(index + 1, "weight", (width,)), take(index + 1, "bias", (width,))) if layout == "v2" else ()
-        )
-        hidden.append(HiddenLayer(weight, bias, *norm))
-        inputs = width
-    last = len(widths) * stride
-    output = HiddenLayer(take(last, "weight", (OUTPUTS, inputs)), take(last, "bias", (OUTPUTS,)))
-    if remaining:
-        raise ExportError(f"{path}: tensors that the JSON does not describe: {sorted(remaining)}")
-    return layout, tuple(hidden), output
+
+def _check_shapes(state: dict[str, torch.Tensor], layout: str, hidden: tuple[int, ...], path: Path) -> None:
+    expected = _tensor_shapes(layout, hidden)
+    for name, shape in expected.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != shape:
+            problem = "missing" if found is None else f"of shape {list(found)}"
+            raise ExportError(
+                f"{path}: net.{name} is {problem}; a {layout} checkpoint with hidden layers {list(hidden)} "
+                f"has it in shape {list(shape)}. Do the weights and the JSON belong together?"
+            )
+    extra = sorted(f"net.{name}" for name in state.keys() - expected.keys())
+    if extra:
+        raise ExportError(f"{path}: the JSON does not describe these tensors: {', '.join(extra)}")
+
+
+def _tensor_shapes(layout: str, hidden: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name in the `nn.Sequential`."""
+    modules_per_layer = 4 if layout == "v2" else 3
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise((INPUTS, *hidden, OUTPUTS))):
+        linear = layer * modules_per_layer
+        shapes |= {f"{linear}.weight": (outputs, inputs), f"{linear}.bias": (outputs,)}
+        if layout == "v2" and layer < len(hidden):
+            shapes |= {f"{linear + 1}.weight": (outputs,), f"{linear + 1}.bias": (outputs,)}
+    return shapes

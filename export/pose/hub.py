@@ -1,4 +1,4 @@
-"""Fetching the pose checkpoint that py-feat published, where a model hub is reachable."""
+"""Download of the pose checkpoint that py-feat published on the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FILES = ("pose_mlp_v2.safetensors", "pose_mlp_v2.json")
 
 
 def fetch_published_checkpoint() -> tuple[Path, Path]:
-    """Download the published weights and description into the hub's own cache.
+    """Download the published weights and description into the hub's cache.
 
     Returns
     -------
@@ -19,22 +19,22 @@ def fetch_published_checkpoint() -> tuple[Path, Path]:
     Raises
     ------
     ExportError
-        When huggingface_hub is not installed or the hub does not answer.
+        When huggingface_hub is not installed, or the hub is unreachable.
     """
     try:
         import httpx
         import huggingface_hub
     except ImportError as error:
         raise ExportError(
-            "--hub needs the package huggingface_hub: pip install huggingface_hub for this Python, "
-            "or fetch the two files elsewhere and name them with --weights and --meta"
+            "--hub needs the package huggingface_hub: install it with pip, or download the two files "
+            "elsewhere and name them with --weights and --meta"
         ) from error
     try:
         weights, meta = (huggingface_hub.hf_hub_download(REPOSITORY, name) for name in FILES)
     except (OSError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(
-            f"no model hub is reachable from here, or it does not have {REPOSITORY} ({reason}); "
-            f"fetch {' and '.join(FILES)} elsewhere and name them with --weights and --meta"
+            f"the Hugging Face hub is unreachable or has no {REPOSITORY} ({reason}); download "
+            f"{' and '.join(FILES)} elsewhere and name them with --weights and --meta"
         ) from error
     return Path(weights), Path(meta)

@@ -64,7 +64,7 @@ def pose_net(request: pytest.FixtureRequest) -> tuple[oracles.PoseNet, np.ndarra
     if weights == Path("none"):
         pytest.skip("--pose-weights none: no checkpoint to compare with")
     checkpoint = load_pose_checkpoint(weights)
-    net = oracles.PoseNet(tuple(len(layer.bias) for layer in checkpoint.hidden), checkpoint.layout == "v2")
+    net = oracles.PoseNet(checkpoint.hidden, checkpoint.layout == "v2")
     net.load_state_dict(load_file(weights))
     return net, checkpoint.mean, checkpoint.std
 

@@ -1,4 +1,4 @@
-"""`AsyncFaceFeatureClient` gives what `FaceFeatureClient` gives, and can be cancelled."""
+"""`AsyncFaceFeatureClient` returns what `FaceFeatureClient` returns, and its calls can be cancelled."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ import pytest
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from triton_face_client import (
+    Answers,
     AsyncFaceFeatureClient,
     DeadlineError,
     FaceFeatureClient,
@@ -20,53 +21,51 @@ from triton_face_client import (
 OUTPUTS = ("HOG", "POSE", "MASK", "ALIGNED_LANDMARKS")
 
 
-def with_client(
-    server: LocalServer, work: Callable[[AsyncFaceFeatureClient], Awaitable[object]], **settings: object
+def run_with_client(
+    server: LocalServer, function: Callable[[AsyncFaceFeatureClient], Awaitable[object]], **settings: object
 ) -> object:
-    """Run something with a client in a loop of its own."""
+    """Run an asynchronous function with a client in a new event loop."""
 
     async def run() -> object:
         async with AsyncFaceFeatureClient(
             server.grpc_url, headers=server.admin_headers, **settings
         ) as client:
-            return await work(client)
+            return await function(client)
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize("shm", [False, True])
-def test_its_answers_are_those_of_the_blocking_client(
-    server: LocalServer, client: FaceFeatureClient, shm: bool
-):
+def test_returns_the_same_as_the_blocking_client(server: LocalServer, client: FaceFeatureClient, shm: bool):
     frames, landmarks = photo_faces(60, 341)
     expected = client.features(frames, landmarks, OUTPUTS)
     aligned = client.align(frames, landmarks)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        answers = await own.features(frames, landmarks, OUTPUTS)
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        answers = await async_client.features(frames, landmarks, OUTPUTS)
         for name in OUTPUTS:
             np.testing.assert_array_equal(answers[name], expected[name])
         np.testing.assert_array_equal(
-            (await own.align(frames, landmarks))["MASKED_FACES"], aligned["MASKED_FACES"]
+            (await async_client.align(frames, landmarks))["MASKED_FACES"], aligned["MASKED_FACES"]
         )
-        np.testing.assert_array_equal(await own.pose(landmarks), expected["POSE"])
+        np.testing.assert_array_equal(await async_client.pose(landmarks), expected["POSE"])
 
-    with_client(server, work, batch_size=9, in_flight=3, shm=shm)
+    run_with_client(server, check, batch_size=9, in_flight=3, shm=shm)
 
 
-def test_calls_beside_each_other(server: LocalServer, client: FaceFeatureClient):
+def test_concurrent_calls(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 342)
     expected = client.features(frames, landmarks)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        calls = [own.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        calls = [async_client.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
         for i, answers in enumerate(await asyncio.gather(*calls)):
             np.testing.assert_array_equal(answers["HOG"], expected["HOG"][6 * i : 6 * i + 6])
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_a_stream_of_chunks(server: LocalServer, client: FaceFeatureClient):
+def test_stream_keeps_the_order_of_chunks(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(30, 343)
     expected = client.features(frames, landmarks)
 
@@ -75,90 +74,93 @@ def test_a_stream_of_chunks(server: LocalServer, client: FaceFeatureClient):
             await asyncio.sleep(0)
             yield frames[first : first + 4], landmarks[first : first + 4]
 
-    async def work(own: AsyncFaceFeatureClient) -> np.ndarray:
-        return np.concatenate([answers["HOG"] async for answers in own.stream(chunks())])
+    async def check(async_client: AsyncFaceFeatureClient) -> np.ndarray:
+        return np.concatenate([answers["HOG"] async for answers in async_client.stream(chunks())])
 
-    np.testing.assert_array_equal(with_client(server, work), expected["HOG"])
+    np.testing.assert_array_equal(run_with_client(server, check), expected["HOG"])
 
 
 @pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, []])
-def test_a_stream_ends_with_its_chunks_and_not_before(server: LocalServer, sizes: list[int]):
+def test_stream_yields_one_answer_per_chunk(server: LocalServer, sizes: list[int]):
     frames, landmarks = photo_faces(1, 347)
 
     async def chunks() -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
         for size in sizes:
             yield frames[:size], landmarks[:size]
 
-    async def work(own: AsyncFaceFeatureClient) -> list[int]:
-        return [len(answers["MASK"]) async for answers in own.stream(chunks(), ["MASK"])]
+    async def check(async_client: AsyncFaceFeatureClient) -> list[int]:
+        return [len(answers["MASK"]) async for answers in async_client.stream(chunks(), ["MASK"])]
 
-    assert with_client(server, work) == sizes
+    assert run_with_client(server, check) == sizes
 
 
-def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(server: LocalServer):
+def long_call(async_client: AsyncFaceFeatureClient, **options: object) -> Awaitable[Answers]:
+    """Return a call of 20,000 faces, which takes several seconds."""
     frames, landmarks = photo_faces(50, 344)
-    many = np.arange(20_000) % 50
-    in_bytes = (255 * frames).astype(np.uint8)
+    # References to 50 frames; an array would need 3 GB.
+    return async_client.features([*frames] * 400, np.tile(landmarks, (400, 1, 1)), **options)
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        expected = await own.features(in_bytes, landmarks)
-        call = asyncio.create_task(own.features(in_bytes[many], landmarks[many]))
+
+def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalServer):
+    frames, landmarks = photo_faces(10, 345)
+
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        expected = await async_client.features(frames, landmarks)
+        call = asyncio.create_task(long_call(async_client))
         await asyncio.sleep(0.5)
         start = time.monotonic()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert time.monotonic() - start < 1
-        # Each request is a task of ours and one of gRPC's.
-        assert len(asyncio.all_tasks()) <= 1 + 2 * own.in_flight, "only what had been sent is left"
-        np.testing.assert_array_equal((await own.features(in_bytes, landmarks))["HOG"], expected["HOG"])
+        # Each request in flight is a task of the client and a task of gRPC.
+        assert len(asyncio.all_tasks()) <= 1 + 2 * async_client.in_flight, "no other request starts"
+        np.testing.assert_array_equal(
+            (await async_client.features(frames, landmarks))["HOG"], expected["HOG"]
+        )
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_a_call_that_times_out(server: LocalServer):
-    frames, landmarks = photo_faces(50, 345)
-    many = np.arange(20_000) % 50
-
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        await own.pose(landmarks)
+def test_deadline_and_wait_for_end_a_call(server: LocalServer):
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(own.features(frames[many], landmarks[many]), 0.5)
+            await asyncio.wait_for(long_call(async_client), 0.5)
         with pytest.raises(DeadlineError):
-            await own.features(frames[many], landmarks[many], deadline=0.5)
+            await long_call(async_client, deadline=0.5)
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_bad_faces(server: LocalServer):
+def test_invalid_faces(server: LocalServer):
     frames, landmarks = photo_faces(40, 346)
     landmarks[[3, 38]] = np.nan
 
-    async def work(own: AsyncFaceFeatureClient) -> None:
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
         with pytest.raises(InvalidFacesError, match="face (3|38): non-finite"):
-            await own.features(frames, landmarks)
-        answers = await own.features(frames, landmarks, on_invalid="nan")
+            await async_client.features(frames, landmarks)
+        answers = await async_client.features(frames, landmarks, on_invalid="nan")
         assert sorted(answers.refused) == [3, 38]
         with pytest.raises(InvalidFacesError, match="face 3: .*; face 38: "):
-            await own.pose(landmarks)
-        assert np.isnan(await own.pose(landmarks, on_invalid="nan")).any(axis=1).sum() == 2
+            await async_client.pose(landmarks)
+        assert np.isnan(await async_client.pose(landmarks, on_invalid="nan")).any(axis=1).sum() == 2
 
-    with_client(server, work)
+    run_with_client(server, check)
 
 
-def test_an_address_without_a_server():
-    async def work() -> None:
-        async with AsyncFaceFeatureClient("127.0.0.1:9") as client:
+def test_unreachable_server(unused_address: str):
+    async def check() -> None:
+        async with AsyncFaceFeatureClient(unused_address) as client:
             with pytest.raises(ServiceUnavailableError, match="no server answers at"):
                 await client.pose(np.zeros((1, 68, 2)))
             with pytest.raises(ServiceUnavailableError, match="was not ready"):
                 await client.wait_until_ready(0.2)
 
-    asyncio.run(work())
+    asyncio.run(check())
 
 
-def test_waiting_for_a_server(server: LocalServer):
-    async def work(own: AsyncFaceFeatureClient) -> None:
-        await own.wait_until_ready(5)
+def test_wait_until_ready(server: LocalServer):
+    async def check(async_client: AsyncFaceFeatureClient) -> None:
+        await async_client.wait_until_ready(5)
 
-    with_client(server, work)
+    run_with_client(server, check)

@@ -1,5 +1,6 @@
-"""`FaceFeatureClient` against the real server: what a call of any size, shape and kind gets."""
+"""`FaceFeatureClient` with a real server: calls of any size, shape and type."""
 
+import gc
 import itertools
 import resource
 import time
@@ -15,14 +16,15 @@ from tests.support import oracles
 from tests.support.face_data import photo_faces
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, InvalidFacesError, subject_pose
+from triton_face_client.requests.faces import MAX_REQUEST_BYTES, Faces
 
 ALL_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
 
 MEGABYTE = 2**20
 
 
-def executions(client: FaceFeatureClient, model: str) -> tuple[int, int]:
-    """Return how many requests and how many faces a model has answered, once the counters stand still."""
+def computed_counts(client: FaceFeatureClient, model: str) -> tuple[int, int]:
+    """Return the numbers of requests and of faces that a model has computed, once the counters are stable."""
     counts = [(-1, -1)]
     while len(counts) < 2 or counts[-1] != counts[-2]:
         time.sleep(0.1)
@@ -31,7 +33,7 @@ def executions(client: FaceFeatureClient, model: str) -> tuple[int, int]:
     return counts[-1]
 
 
-def test_a_call_of_many_requests_is_one_of_its_faces_in_their_order(
+def test_splits_a_call_into_requests_and_keeps_the_order_of_faces(
     client: FaceFeatureClient, server: LocalServer
 ):
     frames, landmarks = photo_faces(100, 301)
@@ -46,36 +48,35 @@ def test_a_call_of_many_requests_is_one_of_its_faces_in_their_order(
     np.testing.assert_allclose(answers["AFFINE"][50], oracles.affine(landmarks[50]), rtol=1e-5)
 
 
-def test_requests_are_as_large_as_asked_and_as_the_server_takes(
-    client: FaceFeatureClient, server: LocalServer
-):
+def test_batch_size_is_limited_by_the_server(client: FaceFeatureClient, server: LocalServer):
     _, landmarks = photo_faces(300, 302)
-    for asked, requests in ((100, 3), (1000, 3), (None, 10)):  # 1000: the config says 128; None: 32
-        with FaceFeatureClient(server.grpc_url, batch_size=asked) as own:
-            before = executions(client, "pose_mlp")
+    # The server's maximum is 128, the client's default 32.
+    for batch_size, requests in ((100, 3), (1000, 3), (None, 10)):
+        with FaceFeatureClient(server.grpc_url, batch_size=batch_size) as own:
+            before = computed_counts(client, "pose_mlp")
             own.pose(landmarks)
-            after = executions(client, "pose_mlp")
+            after = computed_counts(client, "pose_mlp")
         assert (after[0] - before[0], after[1] - before[1]) == (requests, 300)
 
 
-def test_ten_thousand_faces_in_one_call(server: LocalServer):
-    """Beside the answers themselves the call takes no memory that grows with the number of faces."""
+def test_memory_of_a_large_call_is_bounded(server: LocalServer):
+    """A call needs no memory that grows with the number of faces, except for its answers."""
     frames, landmarks = photo_faces(250, 303)
-    in_bytes = (255 * frames).round().astype(np.uint8)
-    many = np.arange(10_000) % 250
-    many_frames, many_landmarks = in_bytes[many], landmarks[many]
+    uint8_frames = (255 * frames).round().astype(np.uint8)
+    repeated = np.arange(4_000) % 250
+    many_frames, many_landmarks = uint8_frames[repeated], landmarks[repeated]
     with FaceFeatureClient(server.grpc_url) as client:
-        expected = client.features(in_bytes, landmarks, ["POSE", "HOG"])
+        expected = client.features(uint8_frames, landmarks, ["POSE", "HOG"])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         answers = client.features(many_frames, many_landmarks, ["POSE", "HOG"])
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        increase = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     for name in expected:
-        np.testing.assert_array_equal(answers[name], expected[name][many])
-    # Four requests of 32 faces under way, each some 2 MB with its answer; gRPC keeps buffers of its own.
-    assert grown < sum(array.nbytes for array in answers.values()) + 64 * MEGABYTE
+        np.testing.assert_array_equal(answers[name], expected[name][repeated])
+    # Four requests of 32 faces in flight have about 2 MB each with their responses; gRPC has buffers too.
+    assert increase < sum(array.nbytes for array in answers.values()) + 64 * MEGABYTE
 
 
-def test_no_face_is_an_empty_answer(client: FaceFeatureClient):
+def test_no_faces_give_empty_arrays(client: FaceFeatureClient):
     frames, landmarks = np.zeros((0, 3, 112, 112), np.uint8), np.zeros((0, 68, 2))
     answers = client.features(frames, landmarks, ALL_OUTPUTS)
     assert [answers[name].shape for name in ALL_OUTPUTS] == [
@@ -89,7 +90,7 @@ def test_no_face_is_an_empty_answer(client: FaceFeatureClient):
     assert client.pose(landmarks).shape == (0, 6)
 
 
-def test_crops_of_mixed_sizes_and_kinds(client: FaceFeatureClient):
+def test_frames_of_mixed_sizes_and_types(client: FaceFeatureClient):
     sizes = [(112, 112), (97, 131), (112, 112), (60, 60), (97, 131), (300, 200)]
     faces = [photo_faces(1, 310 + i, size) for i, size in enumerate(sizes)]
     frames = [frame[0] for frame, _ in faces]
@@ -102,32 +103,51 @@ def test_crops_of_mixed_sizes_and_kinds(client: FaceFeatureClient):
             np.testing.assert_array_equal(together[name][face], alone[name][0])
 
 
-def test_large_frames_make_small_requests(client: FaceFeatureClient, server: LocalServer):
-    frames, landmarks = photo_faces(6, 304, (1500, 2000))  # 36 MB each
-    before = executions(client, "align_mask")
+def test_large_frames_are_sent_in_small_requests(client: FaceFeatureClient, server: LocalServer):
+    frame, points = photo_faces(1, 304, (1500, 2000))  # 36 MB
+    frames, landmarks = np.repeat(frame, 3, axis=0), np.repeat(points, 3, axis=0)
+    before = computed_counts(client, "align_mask")
     answers = client.align(frames, landmarks, ["MASK"])
-    after = executions(client, "align_mask")
+    after = computed_counts(client, "align_mask")
     assert answers["MASK"].any(axis=(1, 2)).all()
-    assert after[0] - before[0] == 6
+    assert after[0] - before[0] == 3
+
+
+def test_requests_stay_below_the_size_limit():
+    frames = np.broadcast_to(np.uint8(0), (41, 3, 2160, 3840))
+    small_and_large = [np.broadcast_to(np.float32(0), (3, side, side)) for side in (100, 3000)] * 5
+    for faces in (Faces(np.zeros((41, 68, 2)), frames), Faces(np.zeros((10, 68, 2)), small_and_large)):
+        batches = list(faces.batches(batch_size=128))
+        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(len(faces)))
+        for rows in batches:
+            size = sum(faces.frames[row].nbytes for row in rows)
+            assert len(rows) == 1 or size <= MAX_REQUEST_BYTES
+
+
+def test_rejects_a_frame_larger_than_a_grpc_message(client: FaceFeatureClient):
+    frame = np.broadcast_to(np.uint8(0), (3, 30_000, 30_000))
+    for frames in ([frame], frame[None]):
+        with pytest.raises(ValueError, match=r"\[3, 30000, 30000\] has 2.7 GB.*send a crop"):
+            client.features(frames, LANDMARKS[:1])
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_floats_of_any_width_are_float32(client: FaceFeatureClient, kind: type):
+def test_floating_frames_are_sent_as_float32(client: FaceFeatureClient, kind: type):
     frames, landmarks = photo_faces(2, 305)
     frames, landmarks = frames.astype(kind), landmarks.astype(np.float64)
     expected = client.features(frames.astype(np.float32), landmarks.astype(np.float32))
     np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
 
 
-def test_arrays_of_any_layout_in_memory(client: FaceFeatureClient):
+def test_accepts_any_memory_layout(client: FaceFeatureClient):
     frames, landmarks = photo_faces(4, 306)
     expected = client.features(frames[::-2], landmarks[::-2])
-    pictures = np.moveaxis(frames, 1, -1).copy()  # [N, H, W, 3], as images come
-    strided = client.features(np.moveaxis(pictures, -1, 1)[::-2], np.asfortranarray(landmarks)[::-2])
+    images = np.moveaxis(frames, 1, -1).copy()  # [N, H, W, 3]
+    strided = client.features(np.moveaxis(images, -1, 1)[::-2], np.asfortranarray(landmarks)[::-2])
     np.testing.assert_array_equal(strided["HOG"], expected["HOG"])
 
 
-def test_torch_tensors_are_taken_and_given_back(client: FaceFeatureClient):
+def test_returns_tensors_for_tensors(client: FaceFeatureClient):
     frames, landmarks = photo_faces(3, 307)
     expected = client.features(frames, landmarks, ALL_OUTPUTS)
     answers = client.features(
@@ -139,7 +159,7 @@ def test_torch_tensors_are_taken_and_given_back(client: FaceFeatureClient):
     assert isinstance(client.pose(torch.from_numpy(landmarks)), torch.Tensor)
 
 
-def test_tensors_of_other_kinds(client: FaceFeatureClient):
+def test_accepts_lists_of_tensors_and_bfloat16(client: FaceFeatureClient):
     frames, landmarks = photo_faces(2, 312)
     listed = client.features([torch.from_numpy(frame) for frame in frames], torch.from_numpy(landmarks))
     assert isinstance(listed["HOG"], torch.Tensor)
@@ -149,13 +169,13 @@ def test_tensors_of_other_kinds(client: FaceFeatureClient):
     )
 
 
-def test_floats_from_0_to_255_are_warned_of(client: FaceFeatureClient):
+def test_warns_of_floating_frames_of_0_to_255(client: FaceFeatureClient):
     frames, landmarks = photo_faces(2, 313)
-    with pytest.warns(UserWarning, match="divide those from 0 to 255"):
+    with pytest.warns(UserWarning, match="divide frames of 0 to 255 by 255"):
         client.features(255 * frames, landmarks)
 
 
-def test_a_stream_is_read_a_little_ahead_and_answered_in_order(server: LocalServer):
+def test_stream_reads_few_chunks_ahead_and_keeps_their_order(server: LocalServer):
     frames, landmarks = photo_faces(90, 308)
     read = []
 
@@ -176,56 +196,68 @@ def test_a_stream_is_read_a_little_ahead_and_answered_in_order(server: LocalServ
 
 
 @pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, [0] * 20 + [3] + [0] * 20, []])
-def test_a_stream_ends_with_its_chunks_and_not_before(client: FaceFeatureClient, sizes: list[int]):
+def test_stream_yields_one_answer_per_chunk(client: FaceFeatureClient, sizes: list[int]):
     frames, landmarks = photo_faces(3, 311)
     chunks = ((frames[:size], landmarks[:size]) for size in sizes)
     assert [len(answers["POSE"]) for answers in client.stream(chunks, ["POSE", "MASK"])] == sizes
 
 
-def test_pose_alone_takes_no_frames(client: FaceFeatureClient):
+def test_pose_needs_no_frames(client: FaceFeatureClient):
     _, landmarks = photo_faces(5, 309)
     np.testing.assert_array_equal(client.features(None, landmarks, ["POSE"])["POSE"], client.pose(landmarks))
 
 
-def spoiled(kind: str, count: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Return faces of which those at 3, 4, 40 and 99 are bad."""
-    frames, landmarks = photo_faces(count, 320)
-    bad = [3, 4, 40, 99]
+def test_dropped_client_ends_its_thread(server: LocalServer):
+    client = FaceFeatureClient(server.grpc_url)
+    client.pose(photo_faces(1, 314)[1])
+    thread = client._io_thread._thread
+    del client
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+INVALID = [3, 4, 40, 99]
+
+
+def faces_with_invalid(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return 100 faces; those in `INVALID` are invalid."""
+    frames, landmarks = photo_faces(100, 320)
     if kind == "pixels":
-        frames[bad, 1, 50, 50] = np.nan
+        frames[INVALID, 1, 50, 50] = np.nan
     elif kind == "landmarks":
-        landmarks[bad, 30] = np.inf
+        landmarks[INVALID, 30] = np.inf
     else:
-        landmarks[bad] = 50.0
+        landmarks[INVALID] = 50.0
     return frames, landmarks
 
 
 @pytest.mark.parametrize("kind", ["pixels", "landmarks", "no hull"])
-def test_a_bad_face_is_a_row_of_nan_and_its_reason(client: FaceFeatureClient, kind: str):
-    frames, landmarks = spoiled(kind)
-    bad, good = [3, 4, 40, 99], np.setdiff1d(np.arange(100), [3, 4, 40, 99])
+def test_invalid_face_gets_nan_and_a_reason(client: FaceFeatureClient, kind: str):
+    frames, landmarks = faces_with_invalid(kind)
+    valid = np.setdiff1d(np.arange(100), INVALID)
     answers = client.features(frames, landmarks, ALL_OUTPUTS, on_invalid="nan")
-    assert sorted(answers.refused) == bad
-    expected = client.features(frames[good], landmarks[good], ALL_OUTPUTS)
+    assert sorted(answers.refused) == INVALID
+    expected = client.features(frames[valid], landmarks[valid], ALL_OUTPUTS)
     for name in ALL_OUTPUTS:
-        np.testing.assert_array_equal(answers[name][good], expected[name])
+        np.testing.assert_array_equal(answers[name][valid], expected[name])
     for name in ("HOG", "POSE", "AFFINE"):
-        assert np.isnan(answers[name][bad]).all()
-    assert not answers["MASK"][bad].any()
-    assert (answers["ALIGNED_LANDMARKS"][bad] == np.iinfo(np.int64).min).all()
-    word = {"pixels": "non-finite pixel", "landmarks": "non-finite landmark", "no hull": "all landmarks"}
-    assert all(word[kind] in reason for reason in answers.refused.values())
+        assert np.isnan(answers[name][INVALID]).all()
+    assert not answers["MASK"][INVALID].any()
+    assert (answers["ALIGNED_LANDMARKS"][INVALID] == np.iinfo(np.int64).min).all()
+    text = {"pixels": "non-finite pixel", "landmarks": "non-finite landmark", "no hull": "all landmarks"}
+    assert all(text[kind] in reason for reason in answers.refused.values())
 
 
-def test_a_bad_face_raises_with_its_place_in_the_call(client: FaceFeatureClient):
-    frames, landmarks = spoiled("landmarks")
+def test_error_has_the_index_of_the_face_in_the_call(client: FaceFeatureClient):
+    frames, landmarks = faces_with_invalid("landmarks")
     with pytest.raises(InvalidFacesError, match="face 35: non-finite landmark: point 30") as caught:
         client.features(frames[5:95], landmarks[5:95])
     assert list(caught.value.reasons) == [35]
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_more_bad_faces_than_a_refusal_names(client: FaceFeatureClient):
+def test_more_invalid_faces_than_a_message_names(client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 321)
     landmarks[1::2] = np.nan
     answers = client.features(frames, landmarks, on_invalid="nan")
@@ -235,14 +267,14 @@ def test_more_bad_faces_than_a_refusal_names(client: FaceFeatureClient):
         client.features(frames, landmarks)
 
 
-def test_no_good_face_at_all(client: FaceFeatureClient):
+def test_all_faces_invalid(client: FaceFeatureClient):
     frames, landmarks = photo_faces(40, 322)
     answers = client.features(frames, np.full_like(landmarks, np.nan), on_invalid="nan")
     assert len(answers.refused) == 40
     assert np.isnan(answers["HOG"]).all()
 
 
-def test_pose_of_bad_faces(client: FaceFeatureClient):
+def test_pose_of_invalid_faces(client: FaceFeatureClient):
     frames, landmarks = photo_faces(6, 323)
     expected = client.pose(landmarks)
     landmarks = landmarks.astype(np.float64)
@@ -271,26 +303,26 @@ LANDMARKS = np.zeros((2, 68, 2), dtype=np.float32)
         (np.zeros((2, 1, 20, 20), np.float32), LANDMARKS, ["HOG"], r"\[2, 1, 20, 20\], not \[N, 3, H, W\]"),
         (FRAMES.astype(np.int64), LANDMARKS, ["HOG"], "int64: send uint8"),
         (np.zeros((2, 3, 0, 20), np.float32), LANDMARKS, ["HOG"], r"\[2, 3, 0, 20\], not \[N, 3, H, W\]"),
-        (FRAMES, np.ma.masked_less(LANDMARKS, 1), ["HOG"], "masked array is given: fill it"),
+        (FRAMES, np.ma.masked_less(LANDMARKS, 1), ["HOG"], "masked elements: fill them"),
         (FRAMES[0], LANDMARKS, ["HOG"], r"\[3, 20, 20\], not \[N, 3"),
         ([FRAMES[0], FRAMES[0][0]], LANDMARKS, ["HOG"], r"a frame has the shape \[20, 20\]"),
         (FRAMES[:1], LANDMARKS, ["HOG"], "1 frames, but landmarks of 2 faces"),
         (FRAMES, np.zeros((2, 478, 2)), ["HOG"], "from_mediapipe"),
         (FRAMES, np.zeros((2, 136)), ["HOG"], "extract_hog_features"),
-        (FRAMES, LANDMARKS.astype(complex), ["HOG"], "complex128, not numbers"),
-        (FRAMES, np.random.default_rng(0).random((2, 68, 2)), ["HOG"], "multiply them by its width"),
-        (FRAMES, LANDMARKS, ["HOGG"], "ensemble has no output HOGG: ask for any of HOG, POSE"),
-        (FRAMES, LANDMARKS, [], "ask for any of HOG, POSE"),
+        (FRAMES, LANDMARKS.astype(complex), ["HOG"], "complex128, not real numbers"),
+        (FRAMES, np.random.default_rng(0).random((2, 68, 2)), ["HOG"], "multiply them by the frame's width"),
+        (FRAMES, LANDMARKS, ["HOGG"], "ensemble has no output HOGG: it has HOG, POSE"),
+        (FRAMES, LANDMARKS, [], "no output is requested: ensemble has HOG, POSE"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_sent(
+def test_rejects_invalid_arguments_before_sending(
     client: FaceFeatureClient, frames: object, landmarks: np.ndarray, outputs: list[str], message: str
 ):
     with pytest.raises(ValueError, match=message):
         client.features(frames, landmarks, outputs)
 
 
-def test_settings_that_cannot_be():
+def test_rejects_invalid_settings():
     for settings, message in (
         ({"in_flight": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
@@ -299,20 +331,20 @@ def test_settings_that_cannot_be():
         ({"url": "http://127.0.0.1:8000"}, "is not HOST:PORT"),
         ({"url": "somewhere"}, "is not HOST:PORT"),
         ({"url": []}, "no address given"),
-        ({"url": ["no-such-host.invalid:1", "127.0.0.1:2"]}, "not known"),
+        ({"url": ["no-such-host.invalid:1", "127.0.0.1:2"]}, "cannot be resolved"),
     ):
         with pytest.raises(ValueError, match=message):
             FaceFeatureClient(**settings)
-    with FaceFeatureClient() as client, pytest.raises(ValueError, match="give 'raise' or 'nan'"):
+    with FaceFeatureClient() as client, pytest.raises(ValueError, match="pass 'raise' or 'nan'"):
         client.pose(LANDMARKS, on_invalid="skip")
 
 
 def nose_direction(pitch: float, roll: float, yaw: float) -> np.ndarray:
-    """Where the nose of a head points in camera axes (x right, y down, z away), from raw angles."""
+    """Return the direction of the nose in camera axes (x right, y down, z away), from raw angles."""
     return Rotation.from_euler("xyz", [pitch, roll, yaw]).apply([0, 0, -1])
 
 
-def test_the_subjects_convention_has_the_signs_it_says():
+def test_subject_pose_has_the_documented_signs():
     pitch_up, roll_right, yaw_right = 0.3, 0.2, 0.25
     raw_up = np.array([[-pitch_up, 0, 0, 1, 2, 3]])
     assert nose_direction(*raw_up[0, :3])[1] < 0  # up in the image
@@ -324,5 +356,5 @@ def test_the_subjects_convention_has_the_signs_it_says():
 
     raw_tilted = np.array([[0, 0, -roll_right, 1, 2, 3]])
     crown = Rotation.from_euler("xyz", raw_tilted[0, :3]).apply([0, -1, 0])
-    assert crown[0] < 0  # the crown goes to the image's left
+    assert crown[0] < 0  # the top of the head is on the image's left
     np.testing.assert_allclose(subject_pose(raw_tilted), [[0, roll_right, 0, 1, 2, 3]])

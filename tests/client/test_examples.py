@@ -1,4 +1,4 @@
-"""The scripts of examples/ against the real server, and the pages made from the docstrings."""
+"""The scripts of examples/ against the real server; docstrings of the public names."""
 
 import inspect
 import os
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
-import pytest
 
 import triton_face_client
 from deploy.local import LocalServer
@@ -46,27 +45,6 @@ def test_pose_over_time_of_the_film(server: LocalServer, tmp_path: Path):
     )
     assert "99 of 100 rows have features" in said
     assert matplotlib.image.imread(tmp_path / "pose.png").std() > 0.05
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("api")
-    subprocess.run([sys.executable, "-m", "docs.make_api_pages", out], cwd=PROJECT, check=True)
-    return out
-
-
-def test_api_pages_have_shapes_and_errors_of_every_call(pages: Path):
-    page = (pages / "triton_face_client" / "client.html").read_text()
-    for words in ("shape (N, 3, H, W)", "InvalidFacesError", "radians", "Parameters", "Returns"):
-        assert words in page
-    assert {path.stem for path in (pages / "triton_face_client").glob("*.html")} >= {
-        "async_client",
-        "crops",
-        "face_tables",
-        "landmarks",
-        "media",
-        "pyfeat",
-    }
 
 
 def test_every_public_name_is_documented():

@@ -1,4 +1,4 @@
-"""py-feat's calls: what a user of py-feat gets after changing one import."""
+"""py-feat's functions after the change of one import."""
 
 import concurrent.futures
 import os
@@ -22,21 +22,22 @@ from triton_face_client import FaceFeatureClient, pyfeat, subject_pose
 
 @pytest.fixture(autouse=True)
 def _connected(server: LocalServer) -> Iterator[None]:
+    """Connect the module `pyfeat` to the test server."""
     with pyfeat.connect(server.grpc_url):
         yield
     pyfeat._default.clear()
 
 
-def as_pyfeat_has_them(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pyfeat_faces(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return crops [N, 3, 112, 112] and normalized, interleaved landmarks [N, 136]."""
     frames, landmarks = photo_faces(count, seed)
     return torch.from_numpy(frames), torch.from_numpy(landmarks / np.float32(112)).reshape(count, 136)
 
 
 def test_hog_features_of_normalized_landmarks(client: FaceFeatureClient):
-    faces, landmarks = as_pyfeat_has_them(40, 361)
+    faces, landmarks = pyfeat_faces(40, 361)
     features, aligned = pyfeat.extract_hog_features_batched(faces, landmarks, hog_layer=None)
-    assert isinstance(features, np.ndarray)  # py-feat's classifiers take arrays
+    assert isinstance(features, np.ndarray)  # as py-feat's classifiers require
     assert (features.shape, features.dtype) == ((40, 5408), np.float32)
     assert [(points.shape, points.dtype) for points in aligned] == [((68, 2), np.int64)] * 40
     pixels = landmarks.reshape(40, 68, 2).numpy() * np.float32(112)
@@ -45,44 +46,44 @@ def test_hog_features_of_normalized_landmarks(client: FaceFeatureClient):
         expected = np.trunc(pixels[face].astype(np.float64) @ affine[:, :2].T + affine[:, 2])
         np.testing.assert_array_equal(aligned[face], expected)
     masked = client.align(faces, pixels, ["MASKED_FACES"])["MASKED_FACES"].numpy()
-    near = [
+    agrees = [
         np.abs(oracles.hog_features(face) - found).max() <= 1e-5
         for face, found in zip(masked, features, strict=True)
     ]
-    # scikit-image itself differs from py-feat on some (docs/SPEC.md, section 4).
-    assert np.mean(near) >= 0.9
+    # scikit-image itself differs from py-feat on some faces (docs/SPEC.md, section 4).
+    assert np.mean(agrees) >= 0.9
     tensors = {"FRAMES": faces.numpy(), "LANDMARKS": pixels}
     np.testing.assert_array_equal(features, infer(client, "ensemble", tensors, ["HOG"])["HOG"])
 
 
-def test_crops_that_are_no_squares():
+def test_hog_features_of_crops_that_are_not_square():
     frames, landmarks = photo_faces(5, 362, (97, 131))
-    shares = (landmarks / np.float32([131, 97])).reshape(5, 136)
-    features, _ = pyfeat.extract_hog_features(frames, shares)
-    pixels = shares.reshape(5, 68, 2) * np.float32([131, 97])
+    normalized = (landmarks / np.float32([131, 97])).reshape(5, 136)
+    features, _ = pyfeat.extract_hog_features(frames, normalized)
+    pixels = normalized.reshape(5, 68, 2) * np.float32([131, 97])
     with FaceFeatureClient(pyfeat._client().target) as client:
         np.testing.assert_array_equal(features, client.features(frames, pixels, ["HOG"])["HOG"])
 
 
 @pytest.mark.parametrize("shape", [(0, 136), (0,), (0, 68, 2)])
-def test_no_face(shape: tuple[int, ...]):
+def test_no_faces_give_empty_arrays(shape: tuple[int, ...]):
     features, aligned = pyfeat.extract_hog_features(torch.zeros(0, 3, 112, 112), torch.zeros(shape))
     assert features.shape == (0, 5408)
     assert aligned == []
 
 
 @pytest.mark.parametrize("shape", [(2, 956), (2, 1434), (2, 68, 2), (136,), (2, 134)])
-def test_other_layouts_name_the_translator(shape: tuple[int, ...]):
+def test_rejects_other_layouts_and_names_the_converter(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"not \[N, 136\].*triton_face_client\.landmarks\.from_mediapipe"):
         pyfeat.extract_hog_features(torch.zeros(2, 3, 112, 112), torch.zeros(shape))
 
 
-def test_a_hog_layer_of_other_settings_is_refused():
+def test_rejects_a_hog_layer_with_other_settings():
     class Layer:
         orientations, pixels_per_cell, cells_per_block = 8, 8, 2
         transform_sqrt, block_normalization = False, "l2-hys"
 
-    faces, landmarks = as_pyfeat_has_them(2, 363)
+    faces, landmarks = pyfeat_faces(2, 363)
     same, _ = pyfeat.extract_hog_features(faces, landmarks, Layer())
     np.testing.assert_array_equal(same, pyfeat.extract_hog_features(faces, landmarks)[0])
     Layer.orientations = 9
@@ -91,7 +92,7 @@ def test_a_hog_layer_of_other_settings_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["tensors", "arrays"])
-def test_faces_alignment_and_pose(client: FaceFeatureClient, kind: str):
+def test_equals_the_client_for_tensors_and_arrays(client: FaceFeatureClient, kind: str):
     frames, landmarks = photo_faces(6, 364)
     expected = client.align(
         frames, landmarks, ["MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE"]
@@ -114,23 +115,23 @@ def test_faces_alignment_and_pose(client: FaceFeatureClient, kind: str):
     np.testing.assert_array_equal(subject, subject_pose(pose))
 
 
-def test_settings_of_the_server_that_are_not_those_asked_for():
+def test_rejects_settings_that_the_server_does_not_have():
     frames, landmarks = photo_faces(1, 365)
-    with pytest.raises(ValueError, match=r"face_size=96, .* configured to 112 and 2\.5"):
+    with pytest.raises(ValueError, match=r"face_size=96 and .* configured to 112 and 2\.5"):
         pyfeat.align_faces(frames, landmarks, face_size=96)
     with pytest.raises(ValueError, match=r"box_enlarge=2\.0"):
         pyfeat.extract_faces(frames, landmarks, box_enlarge=2.0)
-    with pytest.raises(ValueError, match="give 'raw' or 'subject'"):
+    with pytest.raises(ValueError, match="pass 'raw' or 'subject'"):
         pyfeat.pose_from_landmarks(landmarks, convention="degrees")
 
 
-def test_a_face_without_a_pose_is_nan_as_in_pyfeat():
+def test_face_without_a_pose_is_nan_as_in_pyfeat():
     _, landmarks = photo_faces(3, 366)
     landmarks[1, 4] = np.nan
     assert np.isnan(pyfeat.pose_from_landmarks(landmarks)).any(axis=1).tolist() == [False, True, False]
 
 
-def test_the_address_comes_from_the_environment(server: LocalServer):
+def test_reads_the_address_from_the_environment(server: LocalServer):
     script = (
         "import numpy as np; from triton_face_client.pyfeat import pose_from_landmarks_mlp as pose;"
         "print(pose(np.random.default_rng(0).uniform(0, 99, (2, 68, 2))).shape)"
@@ -145,7 +146,7 @@ def test_the_address_comes_from_the_environment(server: LocalServer):
     assert done.stdout == "(2, 6)\n", done.stderr
 
 
-def test_threads_that_are_first_share_one_client(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
+def test_concurrent_first_calls_create_one_client(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRITON_FACE_URL", server.grpc_url)
     pyfeat._default.clear()
     _, landmarks = photo_faces(2, 367)
@@ -161,7 +162,7 @@ def test_threads_that_are_first_share_one_client(server: LocalServer, monkeypatc
     pyfeat._default["client"].close()
 
 
-def test_importing_needs_numpy_and_tritonclient_alone():
+def test_import_needs_only_numpy_and_tritonclient():
     blocked = ["torch", "cv2", "PIL", "pyarrow", "tqdm", "matplotlib", "pandas", "scipy"]
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}));"
@@ -171,6 +172,6 @@ def test_importing_needs_numpy_and_tritonclient_alone():
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)
 
 
-def test_the_calls_are_at_the_top_of_the_package():
+def test_package_exports_the_functions():
     for name in ("extract_hog_features", "extract_faces", "align_faces", "pose_from_landmarks", "connect"):
         assert getattr(triton_face_client, name) is getattr(pyfeat, name)

@@ -1,4 +1,4 @@
-"""`RegionPool` under many threads: no region is lent to two at once, none is lost."""
+"""`RegionPool` under many threads."""
 
 import itertools
 import sys
@@ -8,74 +8,76 @@ from collections.abc import Iterator
 
 import pytest
 
-from triton_face_client.transports.region_pool import GRANULE, RegionPool
+from triton_face_client.transports.region_pool import SIZE_MULTIPLE, RegionPool
 
 THREADS = 8
-LOANS = 500
+USES_PER_THREAD = 500
 
 
 class CountedRegion:
-    """A region without memory, which notes how many have borrowed it and whether it was closed."""
+    """A region without memory, which counts its users and the calls of `close`."""
 
     numbers = itertools.count()
 
     def __init__(self, size: int) -> None:
         self.name = f"region {next(self.numbers)}"
         self._size = size
-        self.was_announced = True
-        self.borrowers = 0
-        self.closings = 0
+        self.registration_sent = True
+        self.users = 0
+        self.close_calls = 0
 
     @property
     def size(self) -> int:
-        """Return the size in bytes; another thread may run before it is returned."""
+        """Size in bytes. Another thread may run before it is returned."""
         time.sleep(0)
         return self._size
 
     def close(self) -> None:
         """Count the call."""
-        self.closings += 1
+        self.close_calls += 1
 
 
 @pytest.fixture
 def frequent_switches() -> Iterator[None]:
-    """Have Python change threads as often as it can."""
+    """Make Python switch threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
 
 
-def test_no_region_is_lent_twice_or_lost(frequent_switches: None):
-    made: list[CountedRegion] = []
+def test_each_region_has_one_user_and_is_closed_once(frequent_switches: None):
+    created: list[CountedRegion] = []
 
-    def make(size: int) -> CountedRegion:
+    def create_region(size: int) -> CountedRegion:
         region = CountedRegion(size)
-        made.append(region)
+        created.append(region)
         return region
 
-    pool = RegionPool(make, "unregister_system_shared_memory")
+    pool = RegionPool(create_region, "unregister_system_shared_memory")
     failures: list[BaseException] = []
 
-    def borrow(first: int) -> None:
+    def use_regions(first: int) -> None:
         try:
-            for number in range(LOANS):
-                wanted = (1 + (first + number) % 7) * GRANULE
-                with pool.borrowed(wanted) as region:
-                    region.borrowers += 1
-                    assert region.borrowers == 1
-                    assert region.size >= wanted
-                    assert not region.closings
-                    region.borrowers -= 1
+            for number in range(USES_PER_THREAD):
+                size = (1 + (first + number) % 7) * SIZE_MULTIPLE
+                with pool.acquire_region(size) as region:
+                    region.users += 1
+                    assert region.users == 1
+                    assert region.size >= size
+                    assert region.close_calls == 0
+                    region.users -= 1
         except (AssertionError, ValueError, IndexError) as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=borrow, args=(first,)) for first in range(THREADS)]
+    threads = [threading.Thread(target=use_regions, args=(first,)) for first in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failures == []
     pool.close()
-    assert all(region.closings == 1 for region in made)
-    assert {manage.arguments["name"] for manage in pool.lost()} == {region.name for region in made}
+    assert all(region.close_calls == 1 for region in created)
+    assert {action.region["name"] for action in pool.pop_unregistrations()} == {
+        region.name for region in created
+    }

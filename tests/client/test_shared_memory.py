@@ -1,42 +1,59 @@
-"""`shm=True`: the same answers through shared memory, and nothing of it left behind whatever happens."""
+"""`shm=True`: the same results through shared memory, and no file left in /dev/shm after any failure."""
 
 import concurrent.futures
-import os
-import signal
+import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deploy.docker.shm_regions import SHARED_MEMORY
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient, FaceServiceError, InvalidFacesError
-from triton_face_client.transports.system_shared_memory import Region
+from triton_face_client.transports import system_shared_memory
+from triton_face_client.transports.system_shared_memory import DEV_SHM, SystemRegion
 
 OUTPUTS = ("HOG", "POSE", "MASK", "ALIGNED_LANDMARKS", "AFFINE")
 
 
-def regions() -> set[str]:
-    """Return the client's regions in /dev/shm; the server's own are named after its process."""
-    return {path.name for path in SHARED_MEMORY.glob("triton_face_*") if path.name.count("_") == 2}
+@pytest.fixture
+def created(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the names of the regions that this process creates during the test."""
+    names = []
+    create = system_shared_memory._create_shared_memory
+
+    def record(name: str, size: int) -> object:
+        names.append(name)
+        return create(name, size)
+
+    monkeypatch.setattr(system_shared_memory, "_create_shared_memory", record)
+    return names
 
 
-def known(client: FaceFeatureClient) -> set[str]:
+def in_dev_shm(names: Iterable[str]) -> list[str]:
+    """Return those of the regions that have a file in /dev/shm."""
+    return [name for name in names if (DEV_SHM / name).exists()]
+
+
+def registered(client: FaceFeatureClient) -> set[str]:
+    """Return the names of the regions that are registered with the server."""
     return set(client.connection.get_system_shared_memory_status(headers=client.headers).regions)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.uint8])
-def test_answers_are_those_through_messages(server: LocalServer, client: FaceFeatureClient, kind: type):
+def test_returns_the_same_as_through_messages(
+    server: LocalServer, client: FaceFeatureClient, created: list[str], kind: type
+):
     frames, landmarks = photo_faces(50, 351)
     if kind is np.uint8:
         frames = (255 * frames).astype(np.uint8)
     expected = client.features(frames, landmarks, OUTPUTS)
-    before = known(client)
+    before = registered(client)
     with FaceFeatureClient(
         server.grpc_url, headers=server.admin_headers, shm=True, batch_size=8, in_flight=3
     ) as shared:
@@ -47,12 +64,15 @@ def test_answers_are_those_through_messages(server: LocalServer, client: FaceFea
         np.testing.assert_array_equal(shared.pose(landmarks), expected["POSE"])
         mixed = shared.features([frames[0], frames[1][:, :90], frames[2][:, :, :80]], landmarks[:3])
         assert np.isfinite(mixed["HOG"]).all()
-        assert not regions(), "names are gone as soon as the server has mapped them"
-        assert 1 <= len(known(shared) - before) <= 5, "regions are used again"
-    assert not known(client) - before
+        assert created
+        assert not in_dev_shm(created), (
+            "the client removes names as soon as the server has mapped the regions"
+        )
+        assert 1 <= len(registered(shared) - before) <= 5, "regions are reused"
+    assert not registered(client) - before
 
 
-def test_answers_outlive_the_regions(server: LocalServer):
+def test_answers_are_copies_of_the_regions(server: LocalServer):
     frames, landmarks = photo_faces(4, 352)
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
         first = shared.features(frames, landmarks)
@@ -61,7 +81,7 @@ def test_answers_outlive_the_regions(server: LocalServer):
     np.testing.assert_array_equal(first["HOG"], kept)
 
 
-def test_bad_faces(server: LocalServer, client: FaceFeatureClient):
+def test_invalid_faces(server: LocalServer, client: FaceFeatureClient, created: list[str]):
     frames, landmarks = photo_faces(20, 353)
     landmarks[[2, 9]] = np.nan
     expected = client.features(frames, landmarks, OUTPUTS, on_invalid="nan")
@@ -71,11 +91,12 @@ def test_bad_faces(server: LocalServer, client: FaceFeatureClient):
             shared.features(frames, landmarks)
     for name in OUTPUTS:
         np.testing.assert_array_equal(answers[name], expected[name])
-    # Triton 2.51 may count a refused ensemble request as running for ever, and keep its region.
-    assert not regions()
+    # The server may still have the regions: Triton 2.51 sometimes counts a rejected ensemble request as
+    # running forever.
+    assert not in_dev_shm(created)
 
 
-def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
+def test_concurrent_threads(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(40, 354)
     expected = client.features(frames, landmarks)["HOG"]
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=2) as shared:
@@ -89,39 +110,38 @@ def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
                     np.testing.assert_array_equal(hog, expected[face : face + 5])
 
 
-def test_regions_of_failed_requests_are_not_kept(server: LocalServer, client: FaceFeatureClient):
-    """Neither by the client nor by the server, while the client stays open."""
+def test_regions_of_abandoned_requests_are_unregistered(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(64, 358)
-    before = known(client)
+    before = registered(client)
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, batch_size=4) as shared:
         for _ in range(15):
             stream = shared.stream(((frames, landmarks) for _ in range(9)), ["MASK"])
             next(stream)
             stream.close()
-        assert len(known(shared) - before) <= 20
+        assert len(registered(shared) - before) <= 20
         shared.features(frames, landmarks)
-    assert not known(client) - before
+    assert not registered(client) - before
 
 
-def test_regions_of_requests_that_grow_take_each_others_place(server: LocalServer):
+def test_larger_regions_replace_smaller_regions(server: LocalServer):
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=1) as shared:
-        before = known(shared)
+        before = registered(shared)
         for side in range(200, 1400, 200):
             shared.align(*photo_faces(1, 359, (side, side)), ["MASK"])
-        assert len(known(shared) - before) == 1
+        assert len(registered(shared) - before) == 1
 
 
-def test_an_answer_without_its_tensors_is_not_an_answer(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
-    """As Triton has given when its memory was full: the region still holds another request's."""
+def test_rejects_a_response_without_outputs(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
+    """Triton has sent such responses when its memory was full; the region holds old outputs then."""
     frames, landmarks = photo_faces(2, 360)
     with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
         shared.features(frames, landmarks)
         monkeypatch.setattr("tritonclient.grpc.InferResult.get_output", lambda _result, _name: None)
-        with pytest.raises(FaceServiceError, match="answer has no HOG"):
+        with pytest.raises(FaceServiceError, match="response has no HOG"):
             shared.features(frames, landmarks)
 
 
-def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: Path):
+def test_killed_client_leaves_no_file(server: LocalServer):
     script = textwrap.dedent(
         """
         import sys
@@ -141,64 +161,71 @@ def test_a_client_that_is_killed_leaves_no_name(server: LocalServer, tmp_path: P
         [sys.executable, "-c", script, server.grpc_url, server.admin_key], stdout=subprocess.PIPE, cwd=PROJECT
     )
     assert process.stdout.readline() == b"answered\n"
-    os.kill(process.pid, signal.SIGKILL)
+    mapped = re.findall(r"triton_face_[0-9a-f]{32}", Path(f"/proc/{process.pid}/maps").read_text())
+    process.kill()
     process.wait()
     process.stdout.close()
-    assert not regions()
+    assert mapped
+    assert not in_dev_shm(mapped)
 
 
-def test_a_region_that_was_never_registered_is_taken_back():
-    region = Region(1000)
-    assert region.name in regions()
+def test_closing_an_unregistered_region_removes_its_file():
+    region = SystemRegion(1000)
+    assert in_dev_shm([region.name])
     region.close()
-    assert not regions()
+    assert not in_dev_shm([region.name])
 
 
 @pytest.mark.parametrize("step", ["os.ftruncate", "mmap.mmap", "resource_tracker.register"])
-def test_a_region_whose_making_is_interrupted_is_taken_back(step: str, monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C before the resource tracker knows of it."""
+def test_interrupted_creation_leaves_no_file(step: str, created: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C before the region is entered with the resource tracker."""
 
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"multiprocessing.shared_memory.{step}", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Region(1000)
-    assert not regions()
+        SystemRegion(1000)
+    assert created
+    assert not in_dev_shm(created)
 
 
-def test_a_server_that_does_not_see_it(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
-    """As one on another machine, which has no region of this name."""
+def test_server_without_access_to_the_region(
+    server: LocalServer, created: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A server on another machine has no region of this name."""
     frames, landmarks = photo_faces(2, 355)
     elsewhere = property(lambda _region: "/elsewhere", lambda _region, _key: None)
-    monkeypatch.setattr(Region, "key", elsewhere, raising=False)
+    monkeypatch.setattr(SystemRegion, "key", elsewhere, raising=False)
     with (
         FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared,
-        pytest.raises(FaceServiceError, match="does not take shared memory.*shm=False does without"),
+        pytest.raises(FaceServiceError, match="does not accept shared memory.*or use shm=False"),
     ):
         shared.features(frames, landmarks)
-    assert not regions()
+    assert not in_dev_shm(created)
 
 
-def test_a_server_that_does_not_allow_it(server: LocalServer):
-    """None does without its admin key."""
+def test_server_that_restricts_shared_memory(server: LocalServer, created: list[str]):
+    """The test server requires its admin key."""
     _, landmarks = photo_faces(2, 356)
     with (
         FaceFeatureClient(server.grpc_url, shm=True) as shared,
-        pytest.raises(FaceServiceError, match="give its key in headers.*shm=False does without"),
+        pytest.raises(FaceServiceError, match="pass its key in headers.*or use shm=False"),
     ):
         shared.pose(landmarks)
     with FaceFeatureClient(server.grpc_url) as messages:
         assert messages.pose(landmarks).shape == (2, 6)
-    assert not regions()
+    assert not in_dev_shm(created)
 
 
-def test_cuda_memory_on_a_machine_that_has_none(server: LocalServer):
-    """Without cuda-python, or without a GPU; frames through a GPU's memory need one to be tested."""
+def test_cuda_shared_memory_without_a_gpu(server: LocalServer):
+    """Without cuda-python or without a GPU the error says so. Success is untested: it needs a GPU."""
     with (
-        pytest.raises((ValueError, FaceServiceError), match=r"client\[cuda\]|no memory of GPU 0 to be had"),
+        pytest.raises(
+            (ValueError, FaceServiceError), match=r"client\[cuda\]|cannot allocate memory on GPU 0"
+        ),
         FaceFeatureClient(server.grpc_url, shm="cuda") as client,
     ):
         client.features(*photo_faces(2, 357))
-    with pytest.raises(ValueError, match="give True, False or 'cuda'"):
+    with pytest.raises(ValueError, match="pass True, False or 'cuda'"):
         FaceFeatureClient(server.grpc_url, shm="posix")

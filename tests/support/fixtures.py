@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
 from export.hog.command import export_hog
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
 from export.pose.command import export_pose
+from export.pose.origin import DEFAULT_CHECKPOINT
 from tests.support.oracles import PoseNet
 from triton_face_client import FaceFeatureClient
 

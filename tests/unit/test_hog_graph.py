@@ -1,4 +1,4 @@
-"""The HOG graph, against scikit-image and against the bins that py-feat's arithmetic gives."""
+"""The HOG graph, against scikit-image and against the definition in float32 that py-feat follows."""
 
 import importlib.metadata
 from pathlib import Path
@@ -27,18 +27,18 @@ def features(session: onnxruntime.InferenceSession, faces: np.ndarray) -> np.nda
 
 
 def masked_photo_faces(count: int, seed: int) -> np.ndarray:
-    """Give faces that are 0 outside an ellipse, with the fill's 128 in a corner of every third."""
+    """Give faces that are 0 outside an ellipse; every third has a corner of the fill value 128."""
     faces, _ = photo_faces(count, seed)
     faces[::3, :, 70:, :40] = 128
     y, x = np.mgrid[:112, :112]
     return faces * ((x - 56) ** 2 / 40**2 + (y - 50) ** 2 / 60**2 < 1)
 
 
-def test_photographs_are_those_of_scikit_image(session: onnxruntime.InferenceSession):
+def test_photographs_equal_scikit_images_hog(session: onnxruntime.InferenceSession):
     faces = masked_photo_faces(60, 31)
     expected = np.array([oracles.hog_features(face) for face in faces])
     worst = np.abs(features(session, faces) - expected).max(axis=1)
-    assert (worst > 1e-5).sum() <= 1, worst  # hard bins: a pixel may sit on a border, SPEC section 4
+    assert (worst > 1e-5).sum() <= 1, worst  # a gradient may lie on a border of two bins
 
 
 @pytest.mark.parametrize("kind", BLANK_FACES)
@@ -57,8 +57,10 @@ def test_blank_blocks_are_zero_not_nan(session: onnxruntime.InferenceSession, ki
 
 @pytest.mark.parametrize("background", ["white", "black", "grey"])
 @pytest.mark.parametrize("noise", [0, 1, 64, 128])
-def test_bins_along_the_fill_edge(session: onnxruntime.InferenceSession, background: str, noise: int):
-    """Next to 128, gradients lie within an ulp of the borders; `noise` is in units of float32's 2**-24."""
+def test_edge_of_the_fill_value_equals_the_definition(
+    session: onnxruntime.InferenceSession, background: str, noise: int
+):
+    """At this edge gradients lie within a float32 ulp of the bins' borders; `noise` is in units of 2**-24."""
     generator = np.random.default_rng([noise, len(background)])
     level = {"white": 1.0, "grey": 0.4, "black": 0.0}[background]
     face = level + generator.integers(0, 2, (3, 112, 112)) * noise * 2.0**-24
@@ -68,8 +70,8 @@ def test_bins_along_the_fill_edge(session: onnxruntime.InferenceSession, backgro
     assert np.abs(features(session, face[None])[0] - oracles.hog_by_definition(face)).max() < 1e-5
 
 
-def test_steps_in_eight_directions(session: onnxruntime.InferenceSession):
-    """A straight step puts everything into the bin of its direction, ties on a border into the upper bin."""
+def test_straight_edge_is_in_the_bin_of_its_direction(session: onnxruntime.InferenceSession):
+    """An angle on a border of two bins is in the upper bin."""
     y, x = np.mgrid[:112, :112] - 56.5
     for degrees, expected in ((0, 0), (45, 2), (90, 4), (135, 6), (180, 0), (225, 2), (270, 4), (315, 6)):
         angle = np.radians(degrees)
@@ -79,31 +81,24 @@ def test_steps_in_eight_directions(session: onnxruntime.InferenceSession):
         assert strengths[expected] > 0.99 * strengths.sum(), degrees
 
 
-def test_first_channel_wins_a_tie(session: onnxruntime.InferenceSession):
-    """Equal magnitudes, other directions: red rises along x (bin 0), green along y (bin 4)."""
-    ramp = np.arange(112) / 128  # its differences are exact in float32
+def test_first_of_two_equally_strong_channels_decides(session: onnxruntime.InferenceSession):
+    """Red rises along x (bin 0), green equally along y (bin 4)."""
+    ramp = np.arange(112) / 128  # differences are exact in float32
     face = np.stack([np.tile(ramp, (112, 1)), np.tile(ramp[:, None], (1, 112)), np.zeros((112, 112))])
     inner = features(session, face[None]).reshape(13, 13, 2, 2, 8)[4:9, 4:9].sum(axis=(0, 1, 2, 3))
     assert inner[0] > 0
     assert inner[1:].sum() == 0
 
 
-def test_a_face_has_the_same_bits_alone_and_in_a_batch(session: onnxruntime.InferenceSession):
+def test_features_do_not_depend_on_the_batch(session: onnxruntime.InferenceSession):
     faces = masked_photo_faces(64, 34)
     together = features(session, faces)
     for face in range(0, 64, 7):
         np.testing.assert_array_equal(features(session, faces[face : face + 1])[0], together[face])
 
 
-def test_epsilon_is_in_the_graph():
-    constants = {
-        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in build_hog_graph(112).graph.initializer
-    }
-    assert constants["epsilon"] == np.float32(1e-10)
-
-
 @pytest.mark.parametrize("face_size", [16, 64, 100, 224])
-def test_other_face_sizes(face_size: int):
+def test_other_face_sizes_equal_scikit_images_hog(face_size: int):
     session = onnxruntime.InferenceSession(build_hog_graph(face_size).SerializeToString())
     face = photo_faces(1, 35, (face_size, face_size))[0]
     built = features(session, face)
@@ -111,7 +106,7 @@ def test_other_face_sizes(face_size: int):
     np.testing.assert_allclose(built[0], oracles.hog_features(face[0]), atol=1e-5)
 
 
-def test_export_records_what_it_made(repository: Path):
+def test_metadata_describe_the_features_and_the_check(repository: Path):
     path = repository / "hog" / "1" / "model.onnx"
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["face_size"] == "112"
@@ -120,7 +115,7 @@ def test_export_records_what_it_made(repository: Path):
     assert float(facts["largest_difference"]) < 1e-5
 
 
-def test_export_refuses_a_size_that_the_config_does_not_serve(repository: Path):
+def test_rejects_a_size_that_is_not_configured_and_keeps_the_old_model(repository: Path):
     path = repository / "hog" / "1" / "model.onnx"
     before = path.read_bytes()
     with pytest.raises(ExportError, match=r"\[3, 96, 96\].*\[3, 112, 112\].*face_size"):

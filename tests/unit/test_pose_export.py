@@ -1,4 +1,4 @@
-"""Pose checkpoints to ONNX: both layouts against torch, and what happens to files that are not right."""
+"""Pose checkpoints exported to ONNX: both layouts against torch, and checkpoints that are rejected."""
 
 import json
 import os
@@ -15,71 +15,84 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.__main__ import main
 from export.errors import ExportError
-from export.pose.checkpoint import load_pose_checkpoint
 from export.pose.command import export_pose
 from export.pose.graph import build_pose_graph
+from export.pose.network import load_network
 from tests.support.face_data import extreme_landmarks, photo_faces
 from tests.support.fixtures import write_pose_checkpoint
 from tests.support.oracles import PoseNet
+
+PROJECT = Path(__file__).parents[2]
 
 Checkpoint = tuple[Path, PoseNet]
 Statistics = tuple[np.ndarray, np.ndarray]
 
 
-def run(weights: Path, landmarks: np.ndarray) -> np.ndarray:
-    model = build_pose_graph(load_pose_checkpoint(weights))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    return session.run(None, {"LANDMARKS": landmarks})[0]
+class ExportedModel:
+    """A checkpoint exported to ONNX, on ONNX Runtime's CPU provider."""
+
+    def __init__(self, weights: Path) -> None:
+        model = build_pose_graph(load_network(weights))
+        self._session = onnxruntime.InferenceSession(model.SerializeToString())
+
+    def __call__(self, landmarks: np.ndarray, output: str = "POSE") -> np.ndarray:
+        """Return an output for landmarks ``[N, 68, 2]``."""
+        return self._session.run([output], {"LANDMARKS": landmarks})[0]
 
 
-def test_poses_are_those_of_torch(pose_checkpoint: Checkpoint, statistics: Statistics):
-    weights, net = pose_checkpoint
+@pytest.fixture
+def exported(pose_checkpoint: Checkpoint) -> ExportedModel:
+    return ExportedModel(pose_checkpoint[0])
+
+
+def test_poses_equal_torchs(exported: ExportedModel, pose_checkpoint: Checkpoint, statistics: Statistics):
     landmarks = np.concatenate([photo_faces(40, 41)[1], extreme_landmarks(40, 42)])
-    np.testing.assert_allclose(
-        run(weights, landmarks), net.pose(landmarks, *statistics), rtol=1e-5, atol=1e-5
-    )
+    expected = pose_checkpoint[1].pose(landmarks, *statistics)
+    np.testing.assert_allclose(exported(landmarks), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_place_and_scale_do_not_matter(pose_checkpoint: Checkpoint):
-    weights, _ = pose_checkpoint
+def test_landmarks_out_are_the_landmarks(exported: ExportedModel):
+    landmarks = photo_faces(3, 49)[1]
+    landmarks[1, 4] = np.nan
+    np.testing.assert_array_equal(exported(landmarks, "LANDMARKS_OUT"), landmarks)
+
+
+def test_pose_does_not_depend_on_position_and_scale(exported: ExportedModel):
     landmarks = photo_faces(10, 43)[1]
-    np.testing.assert_allclose(run(weights, 4 * landmarks + 100), run(weights, landmarks), atol=2e-3)
+    np.testing.assert_allclose(exported(4 * landmarks + 100), exported(landmarks), atol=2e-3)
 
 
-def test_equal_eye_corners_give_a_finite_pose(pose_checkpoint: Checkpoint, statistics: Statistics):
-    """The distance is clamped to 1e-6, as in py-feat; what comes out means nothing but is a number."""
-    weights, net = pose_checkpoint
+def test_coinciding_eye_corners_give_a_finite_pose(
+    exported: ExportedModel, pose_checkpoint: Checkpoint, statistics: Statistics
+):
     landmarks = photo_faces(1, 44)[1]
     landmarks[0, 45] = landmarks[0, 36]
-    pose = run(weights, landmarks)
+    pose = exported(landmarks)
     assert np.isfinite(pose).all()
-    np.testing.assert_allclose(pose, net.pose(landmarks, *statistics), rtol=1e-3)
+    np.testing.assert_allclose(pose, pose_checkpoint[1].pose(landmarks, *statistics), rtol=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_non_finite_face_harms_no_other(pose_checkpoint: Checkpoint, value: float):
-    weights, _ = pose_checkpoint
+def test_non_finite_landmark_changes_no_other_face(exported: ExportedModel, value: float):
     landmarks = photo_faces(16, 45)[1]
-    clean = run(weights, landmarks)
+    valid = exported(landmarks)
     landmarks[5, 20, 1] = value
-    spoilt = run(weights, landmarks)
-    assert not np.isfinite(spoilt[5]).any()
-    np.testing.assert_array_equal(np.delete(spoilt, 5, axis=0), np.delete(clean, 5, axis=0))
+    mixed = exported(landmarks)
+    assert not np.isfinite(mixed[5]).any()
+    np.testing.assert_array_equal(np.delete(mixed, 5, axis=0), np.delete(valid, 5, axis=0))
 
 
-def test_a_face_has_the_same_bits_alone_and_in_a_batch(pose_checkpoint: Checkpoint):
-    weights, _ = pose_checkpoint
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+def test_pose_does_not_depend_on_the_batch(exported: ExportedModel, batch: int):
     landmarks = photo_faces(64, 46)[1]
-    together = run(weights, landmarks)
-    for face in range(0, 64, 5):
-        np.testing.assert_array_equal(run(weights, landmarks[face : face + 1])[0], together[face])
+    in_batches = [exported(landmarks[first : first + batch]) for first in range(0, 64, batch)]
+    np.testing.assert_array_equal(np.concatenate(in_batches), exported(landmarks))
 
 
-def test_metadata_names_the_source(repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path):
-    weights, _ = pose_checkpoint
-    target = _copy(repository, tmp_path)
-    path, difference = export_pose(target, weights)
+def test_metadata_name_checkpoint_and_check(repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path):
+    path, difference = export_pose(_copy(repository, tmp_path), pose_checkpoint[0])
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["weights"] == "pose.safetensors"
     assert len(facts["weights_sha256"]) == 64
@@ -87,11 +100,25 @@ def test_metadata_names_the_source(repository: Path, pose_checkpoint: Checkpoint
     assert difference <= 1e-5
 
 
-def test_half_precision_weights_are_taken(tmp_path: Path, statistics: Statistics):
+def test_export_is_reproducible_and_contains_no_path(
+    repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path
+):
+    target = _copy(repository, tmp_path)
+    first, again = (export_pose(target, pose_checkpoint[0])[0].read_bytes() for _ in range(2))
+    assert first == again
+    for path in (str(PROJECT), str(tmp_path), torch.__path__[0], ".py"):
+        assert path.encode() not in first
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.05), (torch.bfloat16, 0.4)])
+def test_reduced_precision_weights_are_accepted(
+    tmp_path: Path, statistics: Statistics, dtype: torch.dtype, tolerance: float
+):
     weights, net = write_pose_checkpoint(tmp_path, "v2")
-    save_file({key: tensor.half() for key, tensor in load_file(weights).items()}, weights)
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(weights).items()}, weights)
     landmarks = photo_faces(5, 47)[1]
-    np.testing.assert_allclose(run(weights, landmarks), net.pose(landmarks, *statistics), atol=0.05)
+    expected = net.pose(landmarks, *statistics)
+    np.testing.assert_allclose(ExportedModel(weights)(landmarks), expected, atol=tolerance)
 
 
 def _truncate(weights: Path) -> None:
@@ -123,34 +150,34 @@ def _meta(**changes: object) -> Callable[[Path], None]:
         path = weights.with_suffix(".json")
         meta = json.loads(path.read_text())
         for key, value in changes.items():
-            place = meta["architecture"]
+            section = meta["architecture"]
             if key in ("mean", "std"):
-                place = place["output_normalization"]
+                section = section["output_normalization"]
             if value is None:
-                del place[key]
+                del section[key]
             else:
-                place[key] = value
+                section[key] = value
         path.write_text(json.dumps(meta))
 
     return change
 
 
-def _garble_meta(weights: Path) -> None:
+def _truncate_meta(weights: Path) -> None:
     weights.with_suffix(".json").write_text('{"architecture": {"hidden": [512')
 
 
-BAD_CHECKPOINTS = {
-    "truncated": (_truncate, "not a whole safetensors file"),
-    "empty": (_empty, "not a whole safetensors file"),
+INVALID_CHECKPOINTS = {
+    "truncated": (_truncate, "not a complete safetensors file"),
+    "empty": (_empty, "not a complete safetensors file"),
     "missing": (_remove, "cannot read .*pose.safetensors.*--weights"),
     "meta missing": (_remove_meta, "cannot read .*pose.json.*--meta"),
-    "meta garbled": (_garble_meta, "not a pose-MLP description"),
+    "meta not JSON": (_truncate_meta, "does not describe a pose checkpoint"),
     "layer missing": (_tensors(net_4_weight=None), "net.4.weight is missing"),
-    "other shape": (_tensors(net_4_bias=torch.zeros(3)), r"net.4.bias is of shape \[3\]"),
-    "extra tensor": (_tensors(net_99_bias=torch.zeros(3)), "does not describe.*net.99.bias"),
+    "wrong shape": (_tensors(net_4_bias=torch.zeros(3)), r"net.4.bias is of shape \[3\]"),
+    "extra tensor": (_tensors(net_99_bias=torch.zeros(3)), "does not describe these tensors: net.99.bias"),
     "foreign tensor": (_tensors(conv_weight=torch.zeros(3)), "unexpected tensor 'conv.weight'"),
-    "not finite": (_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*not finite"),
-    "integers": (_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)), "'net.0.bias'.*not finite"),
+    "not finite": (_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*must be finite"),
+    "integers": (_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)), "'net.0.bias'.*must be finite"),
     "other widths": (_meta(hidden=[256, 128, 64]), "Do the weights and the JSON belong together"),
     "widths no list": (_meta(hidden="512"), "architecture.hidden must be a list"),
     "no widths": (_meta(hidden=None), "it needs architecture.hidden"),
@@ -161,23 +188,17 @@ BAD_CHECKPOINTS = {
 }
 
 
-def test_bfloat16_weights_are_taken(tmp_path: Path):
-    weights, _ = write_pose_checkpoint(tmp_path, "v2")
-    save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
-    assert np.isfinite(run(weights, photo_faces(5, 48)[1])).all()
-
-
 @pytest.mark.parametrize("folder", ["/", "."])
-def test_a_folder_is_no_checkpoint(repository: Path, folder: str):
+def test_rejects_a_folder(repository: Path, folder: str):
     with pytest.raises(ExportError, match="cannot read"):
         export_pose(repository, Path(folder))
 
 
-@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_a_bad_checkpoint_is_refused_and_the_old_model_stays(repository: Path, tmp_path: Path, kind: str):
-    spoil, message = BAD_CHECKPOINTS[kind]
+@pytest.mark.parametrize("kind", INVALID_CHECKPOINTS)
+def test_rejects_invalid_checkpoint_and_keeps_the_old_model(repository: Path, tmp_path: Path, kind: str):
+    damage, message = INVALID_CHECKPOINTS[kind]
     weights, _ = write_pose_checkpoint(tmp_path, "v2")
-    spoil(weights)
+    damage(weights)
     target = _copy(repository, tmp_path)
     model = target / "pose_mlp" / "1" / "model.onnx"
     before = model.read_bytes()
@@ -187,47 +208,45 @@ def test_a_bad_checkpoint_is_refused_and_the_old_model_stays(repository: Path, t
     assert [path.name for path in model.parent.iterdir() if path.suffix] == ["model.onnx"]
 
 
-def test_the_command_says_it_in_one_line(repository: Path, tmp_path: Path):
-    outcome = _command(
-        "pose", "--weights", str(tmp_path / "none.safetensors"), "--repository", str(repository)
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.startswith("export: cannot read")
-    assert len(outcome.stderr.splitlines()) == 1
+def test_error_of_the_command_is_one_line(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    options = ["--weights", str(tmp_path / "missing.safetensors"), "--repository", str(repository)]
+    monkeypatch.setattr(sys, "argv", ["export", "pose", *options])
+    assert main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("export: cannot read")
+    assert len(error.splitlines()) == 1
 
 
-def test_the_command_exports(repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path):
-    weights, _ = pose_checkpoint
-    target = _copy(repository, tmp_path)
-    outcome = _command("pose", "--weights", str(weights), "--repository", str(target))
-    assert outcome.returncode == 0, outcome.stderr
-    assert "angles differ from torch by at most" in outcome.stdout
+def test_command_exports(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    weights, _ = write_pose_checkpoint(tmp_path, "v1")
+    options = ["--weights", str(weights), "--repository", str(_copy(repository, tmp_path))]
+    monkeypatch.setattr(sys, "argv", ["export", "pose", *options])
+    assert main() == 0
+    assert "angles differ from torch by at most" in capsys.readouterr().out
 
 
-def test_an_unreachable_hub_is_said_plainly(repository: Path, tmp_path: Path):
-    outcome = _command(
-        "pose",
-        "--hub",
-        "--repository",
-        str(repository),
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.startswith("export: no model hub is reachable from here")
-    assert len(outcome.stderr.splitlines()) == 1
-
-
-def _command(
-    *arguments: str, environment: dict[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "export", *arguments],
+def test_unreachable_hub_is_an_error_of_one_line(repository: Path, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "pose", "--hub", "--repository", str(repository)],
         capture_output=True,
         text=True,
-        env=os.environ | (environment or {}),
-        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+        cwd=PROJECT,
         check=False,
     )
+    assert done.returncode == 1
+    assert done.stderr.startswith("export: the Hugging Face hub is unreachable")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def _copy(repository: Path, tmp_path: Path) -> Path:

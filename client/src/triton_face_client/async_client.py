@@ -1,36 +1,36 @@
-"""The calls of `FaceFeatureClient` for asyncio."""
+"""The client for asyncio."""
 
 import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.base_client import Settings
+from triton_face_client.base_client import BaseClient
 from triton_face_client.errors import ServiceUnavailableError
-from triton_face_client.requests.answers import Answers, Call, Window
+from triton_face_client.requests.answers import Answers
+from triton_face_client.requests.calls import Call, CallWindow
 from triton_face_client.requests.model_config import Model
 from triton_face_client.requests.request import (
-    LINGER_SECONDS,
+    DRAIN_SECONDS,
     Action,
-    Conversation,
-    Policy,
+    ActionGenerator,
+    CallOptions,
     Wait,
-    take_leave,
+    release_regions,
 )
-from triton_face_client.transports.messages import Manage
+from triton_face_client.transports.base import ManageRegion
 
 
-class AsyncFaceFeatureClient(Settings):
-    """A connection to the service for asyncio, with the calls of `FaceFeatureClient`.
+class AsyncFaceFeatureClient(BaseClient):
+    """A connection to the service for asyncio, with the calls and errors of `FaceFeatureClient`.
 
-    Cancelling a call ends it at once; the few requests under way are left to the server. The client belongs
-    to the event loop in which it is first used; it is not for several threads. Its parameters are those of
-    `Settings`, its errors those of `FaceFeatureClient`.
+    A cancelled call ends at once; the server still computes its requests in flight. The client belongs to the
+    event loop in which it is first used, and is not thread-safe. `BaseClient` describes the parameters.
 
     Examples
     --------
@@ -47,19 +47,19 @@ class AsyncFaceFeatureClient(Settings):
         await self.close()
 
     @functools.cached_property
-    def _sent(self) -> set["asyncio.Task[Any]"]:
+    def _inference_tasks(self) -> set["asyncio.Task[Any]"]:
         return set()
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """Return tritonclient's client of the same endpoint; it belongs to the loop that asks first."""
+        """`InferenceServerClient` of tritonclient for the same endpoint and the first event loop."""
         return InferenceServerClient(**self._channel_arguments)
 
     async def close(self) -> None:
-        """Close the connection and give its shared memory back."""
-        await self._hold(take_leave(self._transport))
-        if self._sent:
-            await asyncio.wait(self._sent, timeout=LINGER_SECONDS)
+        """Close the connection and release its shared memory."""
+        await self._run(release_regions(self._transport))
+        if self._inference_tasks:
+            await asyncio.wait(self._inference_tasks, timeout=DRAIN_SECONDS)
         await self.connection.close()
 
     async def features(
@@ -71,13 +71,13 @@ class AsyncFaceFeatureClient(Settings):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Compute AU features and head pose, as `FaceFeatureClient.features` does."""
+        """Compute AU features and head pose; see `FaceFeatureClient.features`."""
         if tuple(outputs) == ("POSE",):
             pose, refused = await self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
-        policy = self._policy(on_invalid, deadline)
-        call = self._face_call(await self.model("ensemble", policy.seconds_left), frames, landmarks, outputs)
-        return await self._answer(call, policy)
+        options = self._call_options(on_invalid, deadline)
+        call = self._face_call(await self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
+        return await self._answer(call, options)
 
     async def align(
         self,
@@ -88,15 +88,15 @@ class AsyncFaceFeatureClient(Settings):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Align and mask faces, as `FaceFeatureClient.align` does."""
-        policy = self._policy(on_invalid, deadline)
+        """Align and mask faces; see `FaceFeatureClient.align`."""
+        options = self._call_options(on_invalid, deadline)
         call = self._face_call(
-            await self.model("align_mask", policy.seconds_left), frames, landmarks, outputs
+            await self.model("align_mask", options.seconds_left), frames, landmarks, outputs
         )
-        return await self._answer(call, policy)
+        return await self._answer(call, options)
 
     async def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
-        """Compute raw head pose from landmarks alone, as `FaceFeatureClient.pose` does."""
+        """Compute raw head pose from landmarks only; see `FaceFeatureClient.pose`."""
         return (await self._pose("pose_mlp", landmarks, on_invalid, deadline))[0]
 
     async def stream(
@@ -105,29 +105,29 @@ class AsyncFaceFeatureClient(Settings):
         outputs: Sequence[str] = ("HOG", "POSE"),
         *,
         on_invalid: str = "raise",
-    ) -> AsyncIterator[Answers]:
-        """Answer an endless sequence of chunks of faces, as `FaceFeatureClient.stream` does."""
-        model, policy = await self.model("ensemble"), self._policy(on_invalid, None)
+    ) -> AsyncGenerator[Answers, None]:
+        """Compute features of an endless sequence of chunks; see `FaceFeatureClient.stream`."""
+        model, options = await self.model("ensemble"), self._call_options(on_invalid, None)
         calls = (self._face_call(model, *chunk, outputs) async for chunk in chunks)
-        async for answers in self._answers(calls, policy):
+        async for answers in self._answers(calls, options):
             yield answers
 
     async def model(self, name: str, seconds: float | None = None) -> Model:
-        """Return what a model takes and gives, as `FaceFeatureClient.model` does."""
+        """Return a model's configuration; see `FaceFeatureClient.model`."""
         if name not in self._models:
             try:
-                reply = await self.connection.get_model_config(name, **self._ask(seconds))
+                response = await self.connection.get_model_config(name, **self._metadata_arguments(seconds))
             except InferenceServerException as error:
-                raise self.first_contact_error(error, name) from None
-            self._models[name] = Model.from_config(reply.config, self.batch_size)
+                raise self.metadata_error(error, name) from None
+            self._models[name] = Model.from_config(response.config, self.batch_size)
         return self._models[name]
 
     async def wait_until_ready(self, seconds: float) -> None:
-        """Wait until the server and its models are ready, as `FaceFeatureClient.wait_until_ready` does."""
+        """Wait until the server and its models are ready; see `FaceFeatureClient.wait_until_ready`."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if await self.connection.is_server_ready(**self._ask(left)):
+                if await self.connection.is_server_ready(**self._metadata_arguments(left)):
                     return
             await asyncio.sleep(min(0.1, left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
@@ -135,26 +135,27 @@ class AsyncFaceFeatureClient(Settings):
     async def _pose(
         self, model: str, landmarks: Any, on_invalid: str, deadline: float | None
     ) -> tuple[Any, Mapping[int, str]]:
-        policy = self._policy(on_invalid, deadline)
-        answers = await self._answer(
-            self._pose_call(await self.model(model, policy.seconds_left), landmarks, policy), policy
-        )
+        options = self._call_options(on_invalid, deadline)
+        call = self._pose_call(await self.model(model, options.seconds_left), landmarks, options)
+        answers = await self._answer(call, options)
         return answers["POSE"], answers.refused
 
-    async def _answer(self, call: Call, policy: Policy) -> Answers:
-        async with contextlib.aclosing(self._answers(_only(call), policy)) as answers:
+    async def _answer(self, call: Call, options: CallOptions) -> Answers:
+        async with contextlib.aclosing(self._answers(_iterate_once(call), options)) as answers:
             return await anext(answers)
 
-    async def _answers(self, calls: AsyncIterator[Call], policy: Policy) -> AsyncIterator[Answers]:
-        window = Window(self.in_flight)
+    async def _answers(
+        self, calls: AsyncIterator[Call], options: CallOptions
+    ) -> AsyncGenerator[Answers, None]:
+        window = CallWindow(self.in_flight)
         running: set[asyncio.Task[None]] = set()
         try:
             while True:
-                while window.wants_call and (call := await anext(calls, None)) is not None:
+                while window.has_room and (call := await anext(calls, None)) is not None:
                     window.add(call)
-                    self._begin_all(window, policy, running)
-                self._begin_all(window, policy, running)
-                complete = list(window.complete())
+                    self._start_requests(window, options, running)
+                self._start_requests(window, options, running)
+                complete = list(window.pop_complete())
                 for answers in complete:
                     yield answers
                 if window.is_empty and not complete:
@@ -163,44 +164,47 @@ class AsyncFaceFeatureClient(Settings):
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
-                        window.has_ended()
+                        window.on_request_complete()
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    def _begin_all(self, window: Window, policy: Policy, running: set[asyncio.Task[None]]) -> None:
-        while (conversation := window.next_conversation(policy, self._transport)) is not None:
-            running.add(asyncio.create_task(self._hold(conversation)))
+    def _start_requests(
+        self, window: CallWindow, options: CallOptions, running: set[asyncio.Task[None]]
+    ) -> None:
+        while (request := window.next_request(options, self._transport)) is not None:
+            running.add(asyncio.create_task(self._run(request)))
 
-    async def _hold(self, conversation: Conversation) -> None:
-        with contextlib.closing(conversation), contextlib.suppress(StopIteration):
-            action = next(conversation)
+    async def _run(self, generator: ActionGenerator) -> None:
+        with contextlib.closing(generator), contextlib.suppress(StopIteration):
+            action = next(generator)
             while True:
                 try:
-                    reply = await self._act(action)
+                    result = await self._perform(action)
                 except InferenceServerException as error:
-                    action = conversation.throw(error)
+                    action = generator.throw(error)
                 else:
-                    action = conversation.send(reply)
+                    action = generator.send(result)
 
-    async def _act(self, action: Action) -> Any:
+    async def _perform(self, action: Action) -> Any:
         if isinstance(action, Wait):
             return await asyncio.sleep(action.seconds)
-        if isinstance(action, Manage):
-            manage = getattr(self.connection, action.method)
-            return await manage(**action.arguments, headers=self.headers, client_timeout=action.seconds)
-        sent = asyncio.create_task(self.connection.infer(**action.arguments, headers=self.headers))
-        self._sent.add(sent)
-        sent.add_done_callback(self._has_ended)
-        # Cancelling the call ends the wait, not the request (`LINGER_SECONDS`).
-        return await asyncio.shield(sent)
+        arguments = action.arguments | {"headers": self.headers}
+        if isinstance(action, ManageRegion):
+            return await getattr(self.connection, action.method)(**arguments)
+        task = asyncio.create_task(self.connection.infer(**arguments))
+        self._inference_tasks.add(task)
+        task.add_done_callback(self._on_inference_done)
+        # The shield keeps the request in flight when the call is cancelled (see `DRAIN_SECONDS`).
+        return await asyncio.shield(task)
 
-    def _has_ended(self, sent: "asyncio.Task[Any]") -> None:
-        self._sent.discard(sent)
-        if not sent.cancelled():
-            sent.exception()  # looked at, so that asyncio does not complain where nobody waits any more
+    def _on_inference_done(self, task: "asyncio.Task[Any]") -> None:
+        self._inference_tasks.discard(task)
+        if not task.cancelled():
+            # Retrieve the exception; asyncio otherwise logs it as never retrieved after a cancelled call.
+            task.exception()
 
 
-async def _only(call: Call) -> AsyncIterator[Call]:
+async def _iterate_once(call: Call) -> AsyncIterator[Call]:
     yield call

@@ -1,43 +1,42 @@
-"""Blocking calls of the service over gRPC, from arrays to arrays."""
+"""The blocking client: arrays in, arrays out, over gRPC."""
 
 import contextlib
 import functools
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.base_client import Settings
+from triton_face_client.base_client import BaseClient
 from triton_face_client.errors import ServiceUnavailableError
-from triton_face_client.requests.answers import Answers, Call, Window
+from triton_face_client.requests.answers import Answers
+from triton_face_client.requests.calls import Call, CallWindow
 from triton_face_client.requests.model_config import Model
-from triton_face_client.requests.request import Policy, take_leave
-from triton_face_client.requests.scheduler import Turns, Worker
+from triton_face_client.requests.request import DRAIN_SECONDS, CallOptions, Send, release_regions
+from triton_face_client.requests.scheduler import Scheduler
+from triton_face_client.transports.base import Callback, ManageRegion
+from triton_face_client.transports.io_thread import IoThread
 
 
-class FaceFeatureClient(Settings):
+class FaceFeatureClient(BaseClient):
     """A connection to the service. Use it as a context manager, or `close` it.
 
-    Calls take any number of faces: they are cut into requests that the server takes, several of which are
-    under way at a time, and answered in their order. The connection may be shared by threads.
+    A call accepts any number of faces. The client splits them into requests, sends several concurrently, and
+    returns the results in the order of the faces. Threads may share a client. `BaseClient` describes the
+    parameters.
 
-    Its parameters are those of `Settings`.
+    Every call raises
 
-    Raises
-    ------
-    InvalidFacesError
-        From every call, when the service refuses a face; it names the face and the reason.
-    ServiceUnavailableError
-        When no server answers: at once on the first call, else after `retry`.
-    DeadlineError
-        When a request takes longer than `timeout`, or the call longer than its deadline.
-    FaceServiceError
-        When the server fails; all of these are `tritonclient.utils.InferenceServerException` too.
-    ValueError
-        For arrays of another shape or type than said.
+    - `InvalidFacesError` if the service rejects faces; the message names faces and reasons;
+    - `ServiceUnavailableError` if the server is unreachable or overloaded. Later calls retry first (`retry`);
+      the first call does not, so that a wrong address fails at once;
+    - `DeadlineError` if a request exceeds `timeout`, or the call its deadline;
+    - `FaceServiceError`, the base class of these errors, if the server fails. It is also a
+      `tritonclient.utils.InferenceServerException`;
+    - `ValueError` if an array has another shape or type than documented.
 
     Examples
     --------
@@ -55,24 +54,24 @@ class FaceFeatureClient(Settings):
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """Return tritonclient's client of the same endpoint."""
+        """`InferenceServerClient` of tritonclient for the same endpoint."""
         return InferenceServerClient(**self._channel_arguments)
 
     @functools.cached_property
-    def _worker(self) -> Worker:
-        worker = Worker()
-        # For a client that is dropped without being closed.
-        weakref.finalize(self, worker.stop)
-        return worker
+    def _io_thread(self) -> IoThread:
+        thread = IoThread()
+        # Ends the thread of a client that is garbage-collected without having been closed.
+        weakref.finalize(self, thread.stop)
+        return thread
 
     def close(self) -> None:
-        """Close the connection and give its shared memory back."""
-        with contextlib.closing(self._turns()) as turns:
-            turns.begin(take_leave(self._transport))
-            turns.run_until_one_ends()
-        self._worker.linger()
-        self._worker.ask(self.connection.close)
-        self._worker.stop()
+        """Close the connection and release its shared memory."""
+        with contextlib.closing(Scheduler(self._perform)) as scheduler:
+            scheduler.start(release_regions(self._transport))
+            scheduler.run_until_one_completes()
+        self._io_thread.drain(DRAIN_SECONDS)
+        self._io_thread.call(self.connection.close)
+        self._io_thread.stop()
 
     def features(
         self,
@@ -88,32 +87,37 @@ class FaceFeatureClient(Settings):
         Parameters
         ----------
         frames : array or torch tensor, shape (N, 3, H, W), or sequence of N of shape (3, H, W)
-            Face crops or whole frames, one per face: floating in [0, 1], sent as float32, or uint8 from 0 to
-            255, sent as such, a quarter of the bytes, and divided by 255 in float32 on the server. In a
-            sequence they may differ in size. For POSE alone they are not looked at and may be None.
+            One face crop or whole frame per face: floating in [0, 1], sent as float32; or uint8 from 0 to
+            255, which is a quarter of the bytes and which the server divides by 255 in float32. The frames of
+            a sequence may differ in size and type. Ignored, and may be None, if POSE is the only output.
         landmarks : array or torch tensor, shape (N, 68, 2)
             iBUG/OpenFace landmarks (x, y) in pixels of `frames`.
         outputs : sequence of str
-            Any of `ENSEMBLE_OUTPUTS`; what is not asked for is not computed.
+            Any of `ENSEMBLE_OUTPUTS`. Only the requested outputs are computed, except POSE, which every
+            request of frames computes.
         on_invalid : {"raise", "nan"}
-            Whether a face that the service refuses fails the call, or gets rows of NaN and its reason in
-            `Answers.refused` while every other face is answered.
+            Whether invalid faces fail the call. With "nan" they get rows of NaN and their reasons in
+            `Answers.refused`, and all other faces are computed.
         deadline : float, optional
-            Seconds until the call as a whole fails.
+            Seconds after which the call fails.
 
         Returns
         -------
         Answers
-            HOG float32 ``[N, 5408]``; POSE float32 ``[N, 6]``, raw Pitch, Roll, Yaw in radians, X, Y, Z
-            (see `subject_pose`); ALIGNED_LANDMARKS int64 ``[N, 68, 2]``; AFFINE float32 ``[N, 2, 3]``,
-            frame pixels to aligned pixels; MASK bool ``[N, 112, 112]``. Tensors, if `frames` is one.
+            The requested outputs; torch tensors if `frames` are.
+
+            - HOG float32 ``[N, 5408]``, in the order of `skimage.feature.hog`;
+            - POSE float32 ``[N, 6]``, raw Pitch, Roll, Yaw in radians, then X, Y, Z (see `subject_pose`);
+            - ALIGNED_LANDMARKS int64 ``[N, 68, 2]``, (x, y) in pixels of the aligned face;
+            - AFFINE float32 ``[N, 2, 3]``, map from frame pixels to aligned pixels;
+            - MASK bool ``[N, 112, 112]``, the hull mask.
         """
         if tuple(outputs) == ("POSE",):
             pose, refused = self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
-        policy = self._policy(on_invalid, deadline)
-        call = self._face_call(self.model("ensemble", policy.seconds_left), frames, landmarks, outputs)
-        return self._answer(call, policy)
+        options = self._call_options(on_invalid, deadline)
+        call = self._face_call(self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
+        return self._answer(call, options)
 
     def align(
         self,
@@ -124,32 +128,32 @@ class FaceFeatureClient(Settings):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Align and mask faces; parameters as of `features`.
+        """Align and mask faces. The parameters are those of `features`.
 
         Returns
         -------
         Answers
-            Any of `ALIGN_MASK_OUTPUTS`: MASKED_FACES and ALIGNED_FACES float32 ``[N, 3, 112, 112]``,
-            the others as from `features`.
+            Any of `ALIGN_MASK_OUTPUTS`: MASKED_FACES and ALIGNED_FACES float32 ``[N, 3, 112, 112]``, and
+            the others as in `features`.
         """
-        policy = self._policy(on_invalid, deadline)
-        call = self._face_call(self.model("align_mask", policy.seconds_left), frames, landmarks, outputs)
-        return self._answer(call, policy)
+        options = self._call_options(on_invalid, deadline)
+        call = self._face_call(self.model("align_mask", options.seconds_left), frames, landmarks, outputs)
+        return self._answer(call, options)
 
     def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
-        """Compute raw head pose from landmarks alone.
+        """Compute raw head pose from landmarks only.
 
         Parameters
         ----------
         landmarks : array or torch tensor, shape (N, 68, 2)
-            Pixels, y down, of an image that is not stretched.
+            (x, y), y down, in pixels of an image with its original aspect ratio.
         on_invalid, deadline
-            As of `features`. Invalid are non-finite landmarks, and outer eye corners in one place.
+            As in `features`. A face is invalid if a landmark is not finite or its outer eye corners coincide.
 
         Returns
         -------
         ndarray or torch tensor of float32, shape (N, 6)
-            As POSE of `features`.
+            POSE as in `features`.
         """
         return self._pose("pose_mlp", landmarks, on_invalid, deadline)[0]
 
@@ -159,40 +163,41 @@ class FaceFeatureClient(Settings):
         outputs: Sequence[str] = ("HOG", "POSE"),
         *,
         on_invalid: str = "raise",
-    ) -> Iterator[Answers]:
-        """Answer an endless sequence of chunks of faces, in their order and in bounded memory.
+    ) -> Generator[Answers, None, None]:
+        """Compute features of an endless sequence of chunks of faces, in order and in bounded memory.
 
         Parameters
         ----------
         chunks : iterable of (frames, landmarks)
-            Each as of `features`. It is read a little ahead of the answers.
+            Each as in `features`. The client reads a few chunks ahead of the answers.
         outputs, on_invalid
-            As of `features`.
+            As in `features`.
 
         Yields
         ------
         Answers
-            Of each chunk.
+            The answers of each chunk.
         """
-        model, policy = self.model("ensemble"), self._policy(on_invalid, None)
-        yield from self._answers((self._face_call(model, *chunk, outputs) for chunk in chunks), policy)
+        model, options = self.model("ensemble"), self._call_options(on_invalid, None)
+        yield from self._answers((self._face_call(model, *chunk, outputs) for chunk in chunks), options)
 
     def model(self, name: str, seconds: float | None = None) -> Model:
-        """Return what a model takes and gives, as the server's configuration has it.
+        """Return a model's configuration; the client requests it once from the server.
 
         Parameters
         ----------
         name : str
-            The model.
+            Name of the model.
         seconds : float, optional
-            How long the server may take to tell; by default `timeout`. It is asked once.
+            Time limit of the request; `timeout` by default, and at most.
         """
         if name not in self._models:
             try:
-                reply = self._worker.ask(lambda: self.connection.get_model_config(name, **self._ask(seconds)))
+                arguments = self._metadata_arguments(seconds)
+                response = self._io_thread.call(lambda: self.connection.get_model_config(name, **arguments))
             except InferenceServerException as error:
-                raise self.first_contact_error(error, name) from None
-            self._models[name] = Model.from_config(reply.config, self.batch_size)
+                raise self.metadata_error(error, name) from None
+            self._models[name] = Model.from_config(response.config, self.batch_size)
         return self._models[name]
 
     def wait_until_ready(self, seconds: float) -> None:
@@ -201,12 +206,13 @@ class FaceFeatureClient(Settings):
         Raises
         ------
         ServiceUnavailableError
-            When they are not after so many seconds.
+            If they are not ready after `seconds`.
         """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if self._worker.ask(functools.partial(self.connection.is_server_ready, **self._ask(left))):
+                arguments = self._metadata_arguments(left)
+                if self._io_thread.call(functools.partial(self.connection.is_server_ready, **arguments)):
                     return
             time.sleep(min(0.1, left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
@@ -214,34 +220,41 @@ class FaceFeatureClient(Settings):
     def _pose(
         self, model: str, landmarks: Any, on_invalid: str, deadline: float | None
     ) -> tuple[Any, Mapping[int, str]]:
-        policy = self._policy(on_invalid, deadline)
-        call = self._pose_call(self.model(model, policy.seconds_left), landmarks, policy)
-        answers = self._answer(call, policy)
+        options = self._call_options(on_invalid, deadline)
+        call = self._pose_call(self.model(model, options.seconds_left), landmarks, options)
+        answers = self._answer(call, options)
         return answers["POSE"], answers.refused
 
-    def _answer(self, call: Call, policy: Policy) -> Answers:
-        with contextlib.closing(self._answers(iter([call]), policy)) as answers:
+    def _answer(self, call: Call, options: CallOptions) -> Answers:
+        with contextlib.closing(self._answers(iter([call]), options)) as answers:
             return next(answers)
 
-    def _answers(self, calls: Iterator[Call], policy: Policy) -> Iterator[Answers]:
-        window = Window(self.in_flight)
-        with contextlib.closing(self._turns()) as turns:
+    def _answers(self, calls: Iterator[Call], options: CallOptions) -> Generator[Answers, None, None]:
+        window = CallWindow(self.in_flight)
+        with contextlib.closing(Scheduler(self._perform)) as scheduler:
             while True:
-                while window.wants_call and (call := next(calls, None)) is not None:
+                while window.has_room and (call := next(calls, None)) is not None:
                     window.add(call)
-                    self._begin_all(window, policy, turns)
-                self._begin_all(window, policy, turns)
-                complete = list(window.complete())
+                    self._start_requests(window, options, scheduler)
+                self._start_requests(window, options, scheduler)
+                complete = list(window.pop_complete())
                 yield from complete
                 if window.is_empty and not complete:
                     return
                 if not complete:
-                    turns.run_until_one_ends()
-                    window.has_ended()
+                    scheduler.run_until_one_completes()
+                    window.on_request_complete()
 
-    def _turns(self) -> Turns:
-        return Turns(self._worker, self.connection, self.headers)
+    def _start_requests(self, window: CallWindow, options: CallOptions, scheduler: Scheduler) -> None:
+        while (request := window.next_request(options, self._transport)) is not None:
+            scheduler.start(request)
 
-    def _begin_all(self, window: Window, policy: Policy, turns: Turns) -> None:
-        while (conversation := window.next_conversation(policy, self._transport)) is not None:
-            turns.begin(conversation)
+    def _perform(self, action: Send | ManageRegion, callback: Callback) -> None:
+        arguments = action.arguments | {"headers": self.headers}
+        if isinstance(action, ManageRegion):
+            method = getattr(self.connection, action.method)
+            self._io_thread.submit(lambda: method(**arguments), callback)
+        else:
+            self._io_thread.submit_async(
+                lambda on_response: self.connection.async_infer(**arguments, callback=on_response), callback
+            )

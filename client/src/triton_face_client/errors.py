@@ -1,39 +1,47 @@
-"""What can go wrong in a call, as exceptions of their own."""
+"""Exceptions of the client, and the gRPC statuses that it distinguishes."""
 
 from collections.abc import Mapping
 
 from tritonclient.utils import InferenceServerException
 
+INVALID_ARGUMENT = "StatusCode.INVALID_ARGUMENT"
+DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
+NOT_FOUND = "StatusCode.NOT_FOUND"
 
-class FaceServiceError(InferenceServerException):
-    """The service did not answer; the message is one line and says what to do.
 
-    `status()` gives the gRPC status, such as ``"StatusCode.INTERNAL"``, where there is one.
+# tritonclient has no type hints, so mypy sees its exception as Any.
+class FaceServiceError(InferenceServerException):  # type: ignore[misc]
+    """Base class of the client's errors. The message is one line and says what to do.
+
+    `status()` returns the gRPC status, such as ``"StatusCode.INTERNAL"``, or None if there is none.
     """
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(message, status)
 
 
 class ServiceUnavailableError(FaceServiceError, ConnectionError):
-    """No server answers, or the one that does is not ready or has stopped."""
+    """No server answers, or the server is not ready, is stopping or has full queues."""
 
 
 class DeadlineError(FaceServiceError, TimeoutError):
-    """The call's deadline or a request's timeout has passed."""
+    """The deadline of a call or the timeout of a request has passed."""
 
 
 class InvalidFacesError(FaceServiceError, ValueError):
-    """Faces that the service refuses.
+    """The service rejects faces.
 
     Attributes
     ----------
     reasons : dict of int to str
-        The index of each face in the call, and what is wrong with it. The first few, where many are bad.
+        Index of each invalid face in the call, and the reason. The server names up to eight faces per
+        request.
     """
 
     def __init__(self, reasons: Mapping[int, str], unnamed: int = 0) -> None:
         named = [f"face {face}: {reasons[face]}" for face in sorted(reasons)]
         named += [f"and {unnamed} more"] * bool(unnamed)
         super().__init__(
-            f"{'; '.join(named)} (on_invalid='nan' answers the other faces)",
-            status="StatusCode.INVALID_ARGUMENT",
+            f"{'; '.join(named)} (on_invalid='nan' computes the other faces)", status=INVALID_ARGUMENT
         )
         self.reasons = dict(reasons)

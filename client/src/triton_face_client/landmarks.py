@@ -1,13 +1,13 @@
-"""MediaPipe's face mesh as the 68 landmarks that the service takes.
+"""Conversion of MediaPipe's face mesh to the 68 landmarks of the service.
 
-The mesh has 468 vertices, 478 with the irises. One of them stands for each point of the 68-point layout
-(iBUG, dlib, OpenFace). `MEDIAPIPE_TO_68` says which, after a measurement against a landmarker that was
-trained on the 68 points themselves; `docs/landmarks.md` has the distances that remain. Eyes, nose and lips
-agree closely, brows less so, and the jaw is approximate.
+The mesh has 468 vertices, or 478 with the irises. `MEDIAPIPE_TO_68` assigns one vertex to each point of the
+68-point layout (iBUG, dlib, OpenFace). The vertices were chosen by comparison with a 68-point landmarker;
+`docs/landmarks.md` lists the remaining distances. Eyes, nose and lips agree closely, brows less so; the jaw
+is approximate.
 
-The synthetic heads on which the pose network was trained take their landmarks from the mesh by a list of
-their own (`LANDMARK_VERTICES` in `export/pose/training/head.py`). It has other vertices at the jaw's points
-3 to 7 and 9 to 13, and stays as it is, because the shipped weights were learned with it.
+The synthetic heads of the pose network's training use another list (`LANDMARK_VERTICES` in
+`export/pose/training/head.py`), which differs at the jaw's points 3 to 7 and 9 to 13. It must stay as it is:
+the weights of the network depend on it.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 MEDIAPIPE_TO_68 = (
-    # Jaw, from the ear on the image's left over the chin (152) to the other, on the mesh's outline. Only 215
-    # and 435 lie one step inside it: the outline comes nowhere as near to points 3 and 13.
+    # Jaw, from the ear on the image's left over the chin (152) to the other ear, on the mesh's outline. Only
+    # 215 and 435 lie one vertex inside it: they are nearer to points 3 and 13 than any vertex of the outline.
     127, 234, 93, 215, 172, 136, 149, 148, 152, 377, 378, 365, 397, 435, 323, 454, 356,
     # Brows, along the upper edge, from the image's left to its right.
     70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
@@ -30,51 +30,52 @@ MEDIAPIPE_TO_68 = (
     362, 385, 387, 263, 373, 380,
     # Lips' outer edge, clockwise in the image from the corner on its left.
     61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
-    # Lips' inner edge, likewise.
+    # Lips' inner edge, in the same order.
     78, 82, 13, 312, 308, 317, 14, 87,
 )  # fmt: skip
-"""The mesh vertex that stands for each of the 68 points."""
+"""The mesh vertex of each of the 68 points."""
 
 MESH_SIZES = (478, 468)
-"""Vertices of a face mesh, with irises and without."""
+"""Number of vertices of a face mesh, with and without irises."""
 
-FLAT_LAYOUTS = {vertices * axes: (vertices, axes) for vertices in MESH_SIZES for axes in (2, 3)}
-"""How many numbers a face has in a table, and which mesh that is: no two have as many."""
+ROW_LAYOUTS = {vertices * axes: (vertices, axes) for vertices in MESH_SIZES for axes in (2, 3)}
+"""Length of a flat row, and its numbers of vertices and coordinates; the lengths are distinct."""
 
 
 def from_mediapipe(points: Any, *, image_size: Sequence[float] | None = None) -> Any:
-    """Return the 68 landmarks of MediaPipe face meshes.
+    """Convert MediaPipe face meshes to 68 landmarks.
 
     Parameters
     ----------
     points : ndarray or tensor, shape (N, V, C), (V, C), (N, V * C) or (V * C,)
-        V vertices, 478 or 468, of N faces or of one, with C coordinates: x, y or x, y, z; y points down.
-        Flat rows are interleaved, ``x_0, y_0, z_0, x_1, ...``, like the tables of py-feat's MPDetector.
-        (Those of its Detectorv2 have all x, then all y, then all z instead: pass
-        ``rows.reshape(-1, 3, 478).swapaxes(1, 2)``.) Nested lists and data frames will do as well.
+        V vertices (478 or 468) of N faces or of one face, with C coordinates: (x, y) or (x, y, z), y down.
+        Flat rows are interleaved, ``x_0, y_0, z_0, x_1, ...``, like the tables of py-feat's MPDetector. The
+        tables of py-feat's Detectorv2 have all x, then all y, then all z: pass
+        ``rows.reshape(-1, 3, 478).swapaxes(1, 2)``. Nested lists and data frames are accepted too.
     image_size : (width, height), optional
-        Size in pixels of the image in which MediaPipe found the faces. It is needed for MediaPipe's own
-        results, whose x and y are shares of the image's width and height. Without it x and y keep their unit,
-        as is right for the tables of py-feat, which are in pixels.
+        Size in pixels of the image in which MediaPipe found the faces. Pass it for MediaPipe's own results,
+        whose x and y are normalized to the image's width and height. Without it x and y keep their unit;
+        py-feat's tables are in pixels.
 
     Returns
     -------
     ndarray or tensor, shape (N, 68, 2), or (68, 2) for one face
-        Landmarks (x, y), a copy. A tensor for a tensor, on its device. A floating type is kept; integers
-        become the default floating type of their library. NaN, py-feat's "no face", stays NaN.
+        Landmarks (x, y), a copy; for a tensor, a tensor on its device. Floating types are kept; integers
+        become the default floating type of their library. NaN, which marks rows without a face in py-feat's
+        tables, stays NaN.
 
     Raises
     ------
     ValueError
-        If the shape is no face mesh's, the values are not real numbers, or `image_size` is not two positive
-        numbers.
+        If the shape is not that of face meshes, the values are not real numbers, or `image_size` is not two
+        positive numbers.
 
     Examples
     --------
     >>> mesh = np.array([[[p.x, p.y] for p in face.landmark] for face in result.multi_face_landmarks])
     >>> landmarks = from_mediapipe(mesh, image_size=(width, height))
     """
-    # Arrays and tensors are indexed alike, so there is nothing to import or to convert for either.
+    # Arrays and tensors have the same indexing, so torch need not be imported.
     mesh = _meshes(points if hasattr(points, "reshape") else np.asarray(points))
     landmarks = mesh[..., list(MEDIAPIPE_TO_68), :2]
     if image_size is None:
@@ -86,15 +87,15 @@ def from_mediapipe(points: Any, *, image_size: Sequence[float] | None = None) ->
 
 
 def _meshes(points: Any) -> Any:
-    """Return points of any layout that is taken as floating ``[N, V, C]`` or ``[V, C]``."""
+    """Return points of any accepted layout as floating ``[N, V, C]`` or ``[V, C]``."""
     shape = tuple(points.shape)
-    if len(shape) in (1, 2) and shape[-1] in FLAT_LAYOUTS:
-        points = points.reshape(*shape[:-1], *FLAT_LAYOUTS[shape[-1]])
+    if len(shape) in (1, 2) and shape[-1] in ROW_LAYOUTS:
+        points = points.reshape(*shape[:-1], *ROW_LAYOUTS[shape[-1]])
     elif not (len(shape) in (2, 3) and shape[-2] in MESH_SIZES and shape[-1] in (2, 3)):
         raise ValueError(
-            f"points of shape {list(shape)} are no MediaPipe face meshes: [N, V, C] is taken with V = 478 or "
+            f"points of shape {list(shape)} are no MediaPipe face meshes: pass [N, V, C] with V = 478 or "
             "468 vertices and C = 2 or 3 coordinates, [V, C] for one face, or rows of V * C numbers "
-            f"({', '.join(map(str, sorted(FLAT_LAYOUTS)))})"
+            f"({', '.join(map(str, sorted(ROW_LAYOUTS)))})"
         )
     return _floating(points)
 

@@ -1,21 +1,23 @@
-"""The two frames in which head pose is given (SPEC section 5)."""
+"""The two conventions for head pose: raw, and that of py-feat's tables (SPEC section 5)."""
 
 from typing import Any
 
 import numpy as np
 
-from triton_face_client.torch_bridge import as_array, like
+from triton_face_client.torch_bridge import as_array, as_type_of
 
 
 def subject_pose(pose: Any) -> Any:
-    """Turn raw poses into the convention of py-feat's tables.
+    """Convert raw poses to the Pitch, Roll and Yaw of py-feat's tables.
 
-    Convention
-    ----------
-    Raw Pitch, Roll and Yaw are the angles a, b, c of the head's rotation ``Rz(c) @ Ry(b) @ Rx(a)`` in
-    camera axes (x right, y down, z away from the camera); the identity faces the camera. So raw Roll is
-    what people call yaw. In the subject's convention +pitch looks up, +yaw to the subject's right, and
-    +roll tilts to the subject's right.
+    Conventions
+    -----------
+    Raw: the head's rotation in camera axes (x right, y down, z away from the camera) is
+    ``Rz(c) @ Ry(b) @ Rx(a)`` with Pitch = a, Roll = b, Yaw = c. The identity faces the camera. The raw Roll
+    is therefore the angle that is usually called yaw.
+
+    py-feat's tables: +Pitch looks up, +Roll tilts and +Yaw turns to the subject's right. Their Pitch is
+    minus the raw Pitch, their Roll is minus the raw Yaw, and their Yaw is the raw Roll.
 
     Parameters
     ----------
@@ -25,8 +27,9 @@ def subject_pose(pose: Any) -> Any:
     Returns
     -------
     array or torch tensor, shape (N, 6)
-        Pitch, Roll, Yaw in radians in the subject's convention; X, Y, Z unchanged.
+        Pitch, Roll, Yaw of py-feat's tables in radians; X, Y, Z unchanged.
     """
     values = as_array(pose)
     pitch, roll, yaw = values[:, 0], values[:, 1], values[:, 2]
-    return like(np.concatenate([np.stack([-pitch, -yaw, roll], axis=1), values[:, 3:]], axis=1), pose)
+    converted = np.concatenate([np.stack([-pitch, -yaw, roll], axis=1), values[:, 3:]], axis=1)
+    return as_type_of(pose, converted)

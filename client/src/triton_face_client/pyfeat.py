@@ -1,12 +1,12 @@
-"""py-feat's calls, answered by the service: change one import and keep the code.
+"""py-feat's functions, computed by the service: change one import and keep the code.
 
-``from feat.utils.face_mask import extract_hog_features_batched`` becomes
+Replace ``from feat.utils.face_mask import extract_hog_features_batched`` with
 ``from triton_face_client.pyfeat import extract_hog_features_batched``. Arguments, results and errors are
-those of py-feat 2.1.5 (SPEC section 6); each call also has a shorter name without py-feat's suffix. What
-py-feat gives as a torch tensor is one here for tensors, and an array for arrays.
+those of py-feat 2.1.5 (SPEC section 6). Each function also has a shorter name without py-feat's suffix. Where
+py-feat returns a torch tensor, these functions return a tensor for tensors and an array for arrays.
 
-The server is the one at ``TRITON_FACE_URL``, by default 127.0.0.1:8001; `connect` names another and takes the
-settings of `FaceFeatureClient`. Every call also takes a `client` of its own.
+The functions use the server at ``TRITON_FACE_URL``, by default 127.0.0.1:8001. `connect` selects another
+server and sets the options of `FaceFeatureClient`; the argument `client` selects a client for one call.
 """
 
 import os
@@ -14,11 +14,12 @@ import threading
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from triton_face_client.base_client import DEFAULT_URL
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.pose import subject_pose
-from triton_face_client.requests.faces import LANDMARKS
+from triton_face_client.requests.faces import LANDMARK_COUNT
 from triton_face_client.torch_bridge import as_array
 
 URL_VARIABLE = "TRITON_FACE_URL"
@@ -30,7 +31,7 @@ HOG_SETTINGS = {
     "transform_sqrt": False,
     "block_normalization": "l2-hys",
 }
-"""Attributes of py-feat's HOGLayer that compute what the service does (SPEC section 4)."""
+"""Settings of py-feat's HOGLayer that match the service (SPEC section 4)."""
 
 CONVENTIONS = ("raw", "subject")
 
@@ -39,17 +40,17 @@ _default_lock = threading.Lock()
 
 
 def connect(url: str | None = None, **settings: Any) -> FaceFeatureClient:
-    """Choose the server of the calls in this module, and return its client.
+    """Select the server of this module's functions, and return the client.
 
     Parameters
     ----------
     url : str, optional
-        As of `FaceFeatureClient`; without it ``TRITON_FACE_URL``.
+        ``HOST:PORT``; by default ``TRITON_FACE_URL``.
     **settings
-        As of `FaceFeatureClient`.
+        Further parameters of `FaceFeatureClient`.
     """
     client = FaceFeatureClient(url or os.environ.get(URL_VARIABLE, DEFAULT_URL), **settings)
-    # The former one is not closed: another thread may be in the midst of a call of its.
+    # The previous client stays open, because another thread may be using it.
     with _default_lock:
         _default["client"] = client
     return client
@@ -57,47 +58,46 @@ def connect(url: str | None = None, **settings: Any) -> FaceFeatureClient:
 
 def extract_hog_features(
     extracted_faces: Any, landmarks: Any, hog_layer: Any = None, *, client: FaceFeatureClient | None = None
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Compute the HOG features that py-feat's AU classifiers take: `extract_hog_features_batched`.
+) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+    """Compute the HOG features for py-feat's AU classifiers: py-feat's `extract_hog_features_batched`.
 
     Parameters
     ----------
     extracted_faces : array or tensor, shape (N, 3, S, S)
         Face crops, floating in [0, 1], or uint8.
     landmarks : array or tensor, shape (N, 136)
-        x0, y0, x1, y1, ... as shares of the crop, 0 to 1.
+        x0, y0, x1, y1, ..., normalized to 0 to 1 of the crop's width and height.
     hog_layer : HOGLayer, optional
-        py-feat's, looked at to make sure that it is what the service computes.
+        py-feat's HOG layer; its settings are compared with those of the service.
     client : FaceFeatureClient, optional
-        Another server than the module's.
+        By default the module's client (`connect`).
 
     Returns
     -------
     features : ndarray of float32, shape (N, 5408)
-        HOG features; an array for tensors too, as py-feat gives them.
+        HOG features; as in py-feat an array, even for tensors.
     aligned_landmarks : list of N ndarrays of int64, shape (68, 2)
-        Pixels of the aligned face.
+        (x, y) in pixels of the aligned face.
 
     Raises
     ------
     ValueError
-        For landmarks of another layout, or a `hog_layer` of other settings.
+        If the landmarks have another layout, or `hog_layer` has other settings.
     """
     client = client or _client()
     if len(landmarks) == 0:
         datatype, shape = client.model("ensemble").outputs["HOG"]
         return np.empty((0, *shape), datatype), []
     _check_hog_layer(hog_layer)
-    frames, shares = as_array(extracted_faces), as_array(landmarks)
-    if shares.ndim != 2 or shares.shape[1] != 2 * LANDMARKS:
+    frames, normalized = as_array(extracted_faces), as_array(landmarks)
+    if normalized.ndim != 2 or normalized.shape[1] != 2 * LANDMARK_COUNT:
         raise ValueError(
-            f"landmarks have the shape {list(shares.shape)}, not [N, 136], 68 points (x, y) as shares of the "
-            "crop: translate MediaPipe's 478 or 468 points with "
-            "triton_face_client.landmarks.from_mediapipe, and give pixels [N, 68, 2] to "
-            "FaceFeatureClient.features"
+            f"landmarks have the shape {list(normalized.shape)}, not [N, 136], 68 normalized points (x, y): "
+            "convert MediaPipe's 478 or 468 points with triton_face_client.landmarks.from_mediapipe; "
+            "FaceFeatureClient.features accepts pixels [N, 68, 2]"
         )
-    size = np.array(frames.shape[:-3:-1], dtype=shares.dtype)  # width, height
-    pixels = shares.reshape(-1, LANDMARKS, 2) * size
+    size = np.array(frames.shape[:-3:-1], dtype=normalized.dtype)  # width, height
+    pixels = normalized.reshape(-1, LANDMARK_COUNT, 2) * size
     answers = client.features(frames, pixels, ["HOG", "ALIGNED_LANDMARKS"])
     return answers["HOG"], list(answers["ALIGNED_LANDMARKS"])
 
@@ -109,26 +109,31 @@ def extract_faces(
     box_enlarge: float = 2.5,
     *,
     client: FaceFeatureClient | None = None,
-) -> tuple[Any, list[np.ndarray]]:
-    """Align and mask faces: `extract_faces_from_landmarks_batched`.
+) -> tuple[Any, list[NDArray[np.int64]]]:
+    """Align and mask faces: py-feat's `extract_faces_from_landmarks_batched`.
 
     Parameters
     ----------
     frames : array or tensor, shape (N, 3, H, W)
         Face crops or whole frames, floating in [0, 1], or uint8.
     landmarks : array or tensor, shape (N, 68, 2)
-        Pixels of the frames.
+        (x, y) in pixels of the frames.
     face_size, box_enlarge
-        Must be what the server is configured to.
+        Must equal the server's configuration.
     client : FaceFeatureClient, optional
-        Another server than the module's.
+        By default the module's client (`connect`).
 
     Returns
     -------
     masked_faces : array or tensor of float32, shape (N, 3, 112, 112)
-        Aligned faces, 0 outside the mask.
+        Aligned faces, 0 outside the hull mask.
     aligned_landmarks : list of N ndarrays of int64, shape (68, 2)
-        Pixels of the aligned face.
+        (x, y) in pixels of the aligned face.
+
+    Raises
+    ------
+    ValueError
+        If `face_size` or `box_enlarge` differs from the server's configuration.
     """
     client = client or _client()
     _check_alignment(client, face_size, box_enlarge)
@@ -144,16 +149,16 @@ def align_faces(
     *,
     client: FaceFeatureClient | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Align faces: `align_faces_batched`. Parameters as of `extract_faces`.
+    """Align faces: py-feat's `align_faces_batched`. Parameters and errors are those of `extract_faces`.
 
     Returns
     -------
     aligned_faces : array or tensor of float32, shape (N, 3, 112, 112)
-        128 where the aligned face leaves the frame.
+        Aligned faces, with the fill value 128 where they extend beyond the frame.
     aligned_landmarks : array or tensor of int64, shape (N, 68, 2)
-        Pixels of the aligned face.
+        (x, y) in pixels of the aligned face.
     affine : array or tensor of float32, shape (N, 2, 3)
-        Frame pixels to aligned pixels.
+        Map from frame pixels to aligned pixels.
     """
     client = client or _client()
     _check_alignment(client, face_size, box_enlarge)
@@ -168,19 +173,19 @@ def pose_from_landmarks(
     convention: str = "raw",
     client: FaceFeatureClient | None = None,
 ) -> Any:
-    """Compute head pose from landmarks: `pose_from_landmarks_mlp`.
+    """Compute head pose from landmarks: py-feat's `pose_from_landmarks_mlp`.
 
     Parameters
     ----------
     landmarks_2d : array or tensor, shape (N, 68, 2)
-        Pixels, y down.
+        (x, y), y down, in pixels of an image with its original aspect ratio.
     bboxes : object, optional
-        Not looked at, as in py-feat.
+        Ignored, as in py-feat.
     convention : {"raw", "subject"}
-        As the network gives it, or as py-feat's tables do: +pitch up, +yaw to the subject's right, +roll
-        tilted to the subject's right (see `subject_pose`).
+        "raw" returns the output of the network. "subject" returns the Pitch, Roll and Yaw of py-feat's tables
+        (see `subject_pose`).
     client : FaceFeatureClient, optional
-        Another server than the module's.
+        By default the module's client (`connect`).
 
     Returns
     -------
@@ -188,8 +193,8 @@ def pose_from_landmarks(
         Pitch, Roll, Yaw in radians, then X, Y, Z; NaN for a face with a NaN or infinite landmark.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention is {convention!r}: give 'raw' or 'subject'")
-    # py-feat has NaN for a face without a pose, and no error.
+        raise ValueError(f"convention is {convention!r}: pass 'raw' or 'subject'")
+    # py-feat returns NaN for a face without a pose and raises no error.
     pose = (client or _client()).pose(landmarks_2d, on_invalid="nan")
     return pose if convention == "raw" else subject_pose(pose)
 
@@ -208,14 +213,15 @@ def _client() -> FaceFeatureClient:
 
 
 def _check_hog_layer(layer: Any) -> None:
-    other = [
+    different = [
         f"{name}={getattr(layer, name)!r}"
         for name, value in HOG_SETTINGS.items()
         if layer is not None and getattr(layer, name, value) != value
     ]
-    if other:
+    if different:
         raise ValueError(
-            f"hog_layer has {', '.join(other)}, the service computes {HOG_SETTINGS}: use py-feat for others"
+            f"hog_layer has {', '.join(different)}, but the service computes {HOG_SETTINGS}: use py-feat for "
+            "other settings"
         )
 
 
@@ -223,6 +229,7 @@ def _check_alignment(client: FaceFeatureClient, face_size: int, box_enlarge: flo
     served = client.model("align_mask").parameters
     if (int(served["face_size"]), float(served["box_enlarge"])) != (face_size, box_enlarge):
         raise ValueError(
-            f"face_size={face_size}, box_enlarge={box_enlarge}, but the server is configured to "
-            f"{served['face_size']} and {served['box_enlarge']}: they are parameters of align_mask's config"
+            f"face_size={face_size} and box_enlarge={box_enlarge} are requested, but the server is "
+            f"configured to {served['face_size']} and {served['box_enlarge']}, parameters of align_mask's "
+            "config.pbtxt"
         )

@@ -1,42 +1,43 @@
-"""Faces made up for load tests: a drawn face's landmarks, moved about, over a smooth picture."""
+"""Synthetic faces for load tests: a drawn face's landmarks with random variation, over a smooth image."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from triton_face_client.requests.faces import LANDMARKS
+from triton_face_client.requests.faces import LANDMARK_COUNT
 
 
-def sample_faces(count: int, size: int = 112, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw faces that the service answers.
+def sample_faces(count: int, size: int = 112, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Draw valid faces.
 
     Parameters
     ----------
     count : int
-        How many.
+        Number of faces.
     size : int
-        Side of the crops, pixels.
+        Side of the square crops, in pixels.
     seed : int
-        Of the random differences between them.
+        Seed of the random variation.
 
     Returns
     -------
     frames : ndarray of uint8, shape (count, 3, size, size)
     landmarks : ndarray of float32, shape (count, 68, 2)
-        Pixels of the frames.
+        (x, y) in pixels of the frames.
     """
     generator = np.random.default_rng(seed)
     angles = generator.normal(0, 0.2, count)
-    turns = np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], axis=1)
+    rotations = np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], axis=1)
     scales = generator.uniform(0.35, 0.45, (count, 1, 1)) * size
-    jitter = generator.normal(0, 0.01, (count, LANDMARKS, 2))
-    landmarks = (drawn_face() + jitter) @ turns.reshape(-1, 2, 2) * scales + size / 2
-    places = np.linspace(0, 2 * np.pi, size, dtype=np.float32)
+    jitter = generator.normal(0, 0.01, (count, LANDMARK_COUNT, 2))
+    landmarks = (drawn_face() + jitter) @ rotations.reshape(-1, 2, 2) * scales + size / 2
+    grid = np.linspace(0, 2 * np.pi, size, dtype=np.float32)
     phases = generator.uniform(0, 2 * np.pi, (count, 3, 2, 1, 1)).astype(np.float32)
-    waves = np.sin(3 * places[:, None] + phases[:, :, 0]) + np.sin(5 * places[None, :] + phases[:, :, 1])
+    waves = np.sin(3 * grid[:, None] + phases[:, :, 0]) + np.sin(5 * grid[None, :] + phases[:, :, 1])
     return (127.5 + 60 * waves).astype(np.uint8), landmarks.astype(np.float32)
 
 
-def drawn_face() -> np.ndarray:
-    """Draw 68 landmarks of a face in the iBUG order, float64 ``[68, 2]``, within -1 to 1, y down."""
+def drawn_face() -> NDArray[np.float64]:
+    """Return a face's 68 landmarks in iBUG order, ``[68, 2]``, (x, y) within -1 to 1, y down."""
     return np.concatenate(
         [
             _arc((0, -0.2), (0.8, 1.1), np.pi, 0, 17),  # jaw
@@ -59,7 +60,8 @@ def _arc(
     end: float,
     count: int,
     closed: bool = False,
-) -> np.ndarray:
-    """Return points along an ellipse, by angles from x towards y, ``[count, 2]``."""
+) -> NDArray[np.float64]:
+    """Return points along an ellipse, ``[count, 2]``; angles in radians, from x towards y."""
     angles = np.linspace(start, end, count, endpoint=not closed)
-    return np.array(centre) + np.array(radii) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points: NDArray[np.float64] = centre + np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii
+    return points

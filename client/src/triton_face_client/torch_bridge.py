@@ -1,36 +1,39 @@
-"""torch tensors in and out, for callers who have torch. Nothing here imports it for those who have not."""
+"""Conversion between NumPy arrays and torch tensors. This module never imports torch itself."""
 
 import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def is_tensor(values: Any) -> bool:
-    """Tell whether `values` is a torch tensor; it cannot be one where torch has not been imported."""
+    """Return whether `values` is a torch tensor."""
+    # A tensor can only exist if the caller has imported torch.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(values, torch.Tensor)
 
 
-def as_array(values: Any) -> np.ndarray:
-    """Return an array of what a tensor on any device, an array or a nested sequence holds.
+def as_array(values: Any) -> NDArray[Any]:
+    """Convert a tensor on any device, an array or a nested sequence to an array.
 
     Raises
     ------
     ValueError
-        For a masked array: what is to stand in the masked places is not ours to say.
+        If `values` is a masked array with masked elements; their values are undefined.
     """
-    if np.ma.isMaskedArray(values) and np.ma.is_masked(values):
-        raise ValueError("a masked array is given: fill it, with NaN for landmarks that are missing")
+    if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
+        raise ValueError("the array has masked elements: fill them, landmarks that are missing with NaN")
     if not is_tensor(values):
         return np.asarray(values)
     tensor = values.detach().cpu()
     # NumPy has no bfloat16.
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return array
 
 
-def like(values: np.ndarray, example: Any) -> Any:
-    """Return `values` as a tensor on the device of `example` where that is one or a list of them."""
+def as_type_of(example: Any, values: NDArray[Any]) -> Any:
+    """Return `values` as a tensor on the device of `example` if that is a tensor or a list of tensors."""
     if isinstance(example, list | tuple) and example:
         example = example[0]
     if not is_tensor(example):

@@ -1,1 +1,1 @@
-"""Training and judging the pose MLP on synthetic heads."""
+"""Train the pose network on synthetic heads and evaluate it."""

@@ -1,10 +1,12 @@
-"""Poses, and the camera that sees them.
+"""Random poses, and their projection by a pinhole camera.
 
-The camera is a pinhole whose optical axis passes through the centroid of the face's 68 points, as
-in a crop centred on the face: x right, y down, z away from the camera. A head point p (in the axes
-of `export.pose.training.head`) is seen at ``(q_x / q_z, q_y / q_z)`` with ``q = R p + t`` and
-``R = Rz(yaw) · Ry(roll) · Rx(pitch)``. Mind the names: the raw "Roll" is the turn about the
-vertical axis that people call yaw, and the raw "Yaw" is the tilt in the image plane.
+The optical axis passes through the centroid of the face's 68 points, as in a crop centred on the face.
+Axes are x right, y down, z away from the camera. A head point p, in the axes of
+`export.pose.training.head`, is projected to ``(q_x / q_z, q_y / q_z)`` with ``q = R p + t`` and
+``R = Rz(yaw) · Ry(roll) · Rx(pitch)``.
+
+The angles are raw: named as in py-feat's network. Raw Roll is the turn about the vertical axis, usually
+called yaw; raw Yaw is the tilt in the image plane, usually called roll.
 """
 
 import math
@@ -15,31 +17,31 @@ PITCH_LIMIT, ROLL_LIMIT, YAW_LIMIT = (math.radians(degrees) for degrees in (60.0
 """Largest raw Pitch, Roll and Yaw, in radians."""
 
 NEAR, FAR = 28.0, 52.0
-"""Camera distances in head units (about cm), as far as tracked faces show them.
+"""Limits of the camera's distance in head units (about cm).
 
-The meshes that MediaPipe gives shrink with depth as if nearly all were seen from 30 to 55 cm.
+MediaPipe's meshes have the perspective of faces seen from about 30 to 55 cm.
 """
 
-FRONTAL_SHARE = 0.6
-"""Share of poses from the bell around the frontal pose; the rest is uniform within the limits."""
+FRONTAL_FRACTION = 0.6
+"""Fraction of poses drawn from a normal distribution about the frontal pose; the rest is uniform."""
 
 FRONTAL_SPREAD = tuple(math.radians(degrees) for degrees in (14.0, 20.0, 10.0))
-"""Standard deviation of that bell for raw Pitch, Roll, Yaw, in radians."""
+"""Standard deviations of raw Pitch, Roll, Yaw in that distribution, in radians."""
 
 
 def sample_angles(
-    count: int, generator: torch.Generator, frontal_share: float = FRONTAL_SHARE
+    count: int, generator: torch.Generator, frontal_fraction: float = FRONTAL_FRACTION
 ) -> torch.Tensor:
-    """Draw poses, denser near frontal.
+    """Draw poses; near-frontal ones are more frequent.
 
     Parameters
     ----------
     count : int
-        How many.
+        Number of poses.
     generator : torch.Generator
         Source of randomness.
-    frontal_share : float
-        Share of poses from the bell around the frontal pose, 0 to 1; 0 is uniform.
+    frontal_fraction : float
+        Fraction of poses drawn about the frontal pose, 0 to 1.
 
     Returns
     -------
@@ -48,13 +50,13 @@ def sample_angles(
     """
     limits = torch.tensor([PITCH_LIMIT, ROLL_LIMIT, YAW_LIMIT])
     uniform = (2 * torch.rand(count, 3, generator=generator) - 1) * limits
-    bell = torch.randn(count, 3, generator=generator) * torch.tensor(FRONTAL_SPREAD)
-    frontal = torch.rand(count, 1, generator=generator) < frontal_share
-    return torch.where(frontal, bell.clamp(-limits, limits), uniform)
+    near_frontal = torch.randn(count, 3, generator=generator) * torch.tensor(FRONTAL_SPREAD)
+    is_near_frontal = torch.rand(count, 1, generator=generator) < frontal_fraction
+    return torch.where(is_near_frontal, near_frontal.clamp(-limits, limits), uniform)
 
 
 def sample_distances(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw camera distances ``[count]``, `NEAR` to `FAR`, uniform in 1/distance (perspective)."""
+    """Draw camera distances ``[count]`` from `NEAR` to `FAR`, uniform in 1/distance."""
     inverse = torch.rand(count, generator=generator) * (1 / NEAR - 1 / FAR) + 1 / FAR
     return 1 / inverse
 
@@ -80,10 +82,10 @@ def rotation_matrices(angles: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows, dim=-2)
 
 
-def place(
+def place_heads(
     points: torch.Tensor, rotations: torch.Tensor, distances: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put heads in front of the camera, the centroid of their 68 landmarks on its axis.
+    """Rotate heads and move the centroid of their 68 landmarks onto the camera's axis.
 
     Parameters
     ----------
@@ -91,21 +93,21 @@ def place(
         Head points, the 68 landmarks first.
     rotations : Tensor, shape (N, 3, 3)
     distances : Tensor, shape (N,)
-        Depth of the landmarks' centroid.
+        Distance of that centroid.
 
     Returns
     -------
     placed : Tensor, shape (N, P, 3)
         Points in camera axes.
     translations : Tensor, shape (N, 3)
-        X, Y, Z: where the head model's origin, the middle of the head between the ears, lies.
+        X, Y, Z of the head model's origin, in the middle of the head between the ears.
     """
-    turned = points @ rotations.transpose(1, 2)
-    translations = -turned[:, :68].mean(dim=1)
+    rotated = points @ rotations.transpose(1, 2)
+    translations = -rotated[:, :68].mean(dim=1)
     translations[:, 2] += distances
-    return turned + translations[:, None], translations
+    return rotated + translations[:, None], translations
 
 
 def project(placed: torch.Tensor) -> torch.Tensor:
-    """Project camera-axes points ``[N, P, 3]``, z > 0, at unit focal length to ``[N, P, 2]``."""
+    """Project points ``[N, P, 3]`` in camera axes, z > 0, to ``[N, P, 2]`` at unit focal length."""
     return placed[..., :2] / placed[..., 2:]

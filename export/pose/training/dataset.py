@@ -1,4 +1,4 @@
-"""Synthetic faces with known pose (head, camera, noise), and the network's input made of them."""
+"""Synthetic faces with known pose: a deformed head, seen by a camera, with a landmarker's noise."""
 
 import dataclasses
 
@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from export.errors import ExportError
-from export.pose.checkpoint import EYE_CORNERS, SMALLEST_EYE_DISTANCE
-from export.pose.training import camera, noise
+from export.pose.network import EYE_CORNERS, SMALLEST_EYE_DISTANCE
+from export.pose.training import camera, landmarker_noise
 from export.pose.training.head import EXPRESSIONS, MIRRORED_LANDMARK, HeadModel, head_model
 
 MIRRORED_SIGN = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)
-"""What a horizontal mirror does to (Pitch, Roll, Yaw, X, Y, Z)."""
+"""Factors of (Pitch, Roll, Yaw, X, Y, Z) under a horizontal mirror."""
 
 RELAXED = 0.15
-"""Standard deviation of all expression weights in a relaxed face."""
+"""Standard deviation that every expression weight has on top of the active expressions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Faces:
     poses: torch.Tensor
 
 
-def sample_faces(count: int, generator: torch.Generator, point_habit: float = noise.POINT_HABIT) -> Faces:
-    """Draw faces, each of an identity of its own.
+def synthetic_faces(
+    count: int, generator: torch.Generator, point_offset: float = landmarker_noise.POINT_OFFSET
+) -> Faces:
+    """Draw faces, each of a new identity.
 
     Parameters
     ----------
     count : int
-        How many.
+        Number of faces.
     generator : torch.Generator
-        Source of randomness; equal states give equal faces.
-    point_habit : float
-        Standard deviation of a landmarker's own idea of where a point is, in eye distances.
+        Source of randomness. Equal states give equal faces.
+    point_offset : float
+        Standard deviation of a landmarker's offset at each point, in eye distances.
 
     Returns
     -------
@@ -54,12 +56,14 @@ def sample_faces(count: int, generator: torch.Generator, point_habit: float = no
     angles = camera.sample_angles(count, generator)
     rotations = camera.rotation_matrices(angles)
     distances = camera.sample_distances(count, generator)
-    placed, translations = camera.place(points, rotations, distances)
+    placed, translations = camera.place_heads(points, rotations, distances)
     projected = camera.project(placed)
-    landmarks = noise.slide_contour(projected, rotations[:, :2, 0], _sample_slide(count, generator))
+    landmarks = landmarker_noise.slide_contour(
+        projected, rotations[:, :2, 0], _sample_slide(count, generator)
+    )
     left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
-    landmarks = noise.disturb(landmarks, eye_distance, generator, point_habit)
+    landmarks = landmarker_noise.add_noise(landmarks, eye_distance, generator, point_offset)
     return Faces(landmarks, torch.cat([angles, translations], dim=1))
 
 
@@ -71,43 +75,24 @@ def with_mirrored(faces: Faces) -> Faces:
 
 
 def mirror_landmarks(landmarks: torch.Tensor) -> torch.Tensor:
-    """Mirror ``[N, 68, 2]`` about the vertical: negate x and swap left with right landmarks."""
+    """Mirror landmarks ``[N, 68, 2]`` horizontally: negate x and swap left and right landmarks."""
     return landmarks[:, list(MIRRORED_LANDMARK)] * torch.tensor([-1.0, 1.0])
 
 
-def network_input(landmarks: torch.Tensor) -> torch.Tensor:
-    """Centre, scale and flatten landmarks for the network.
-
-    Parameters
-    ----------
-    landmarks : Tensor, shape (N, 68, 2)
-        In any unit, y down.
-
-    Returns
-    -------
-    Tensor, shape (N, 136)
-        x then y, minus their means, divided by the distance of the outer eye corners.
-    """
-    centred = landmarks - landmarks.mean(dim=1, keepdim=True)
-    left, right = EYE_CORNERS
-    size = (centred[:, left] - centred[:, right]).norm(dim=-1).clamp_min(SMALLEST_EYE_DISTANCE)
-    return (centred / size[:, None, None]).transpose(1, 2).flatten(1)
-
-
 def check_landmarks(landmarks: np.ndarray, source: str) -> None:
-    """Refuse landmarks that have no pose.
+    """Raise an error for landmarks without a pose.
 
     Parameters
     ----------
     landmarks : ndarray, shape (N, 68, 2)
     source : str
-        Where they came from, for the message.
+        Name of the landmarks' source for the message.
 
     Raises
     ------
     ExportError
-        When a face has a non-finite coordinate or no distance between its outer eye corners; the
-        message names the face's index.
+        When a face has a non-finite coordinate, or its outer eye corners coincide. The message names
+        the face's index.
     """
     finite = np.isfinite(landmarks).all(axis=(1, 2))
     if not finite.all():
@@ -115,12 +100,13 @@ def check_landmarks(landmarks: np.ndarray, source: str) -> None:
         point = int(np.argmin(np.isfinite(landmarks[face]).all(axis=1)))
         raise ExportError(f"{source}: face {face} has a non-finite landmark (point {point})")
     left, right = EYE_CORNERS
-    size = np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=1)
-    if not (size > SMALLEST_EYE_DISTANCE).all():
-        face = int(np.argmin(size > SMALLEST_EYE_DISTANCE))
+    has_eye_distance = (
+        np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=1) > SMALLEST_EYE_DISTANCE
+    )
+    if not has_eye_distance.all():
         raise ExportError(
-            f"{source}: face {face} has no eye distance: points {left} and {right} coincide, and "
-            "the landmarks are scaled by their distance"
+            f"{source}: face {int(np.argmin(has_eye_distance))} has no eye distance: points {left} and "
+            f"{right} coincide, but landmarks are scaled by the distance between them"
         )
 
 
@@ -131,7 +117,7 @@ def _sample_weights(model: HeadModel, count: int, generator: torch.Generator) ->
 
 
 def _sample_expressions(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw expression weights: each absent in half of the faces, else anything up to full."""
+    """Draw expression weights: 0 in half of the faces, uniform in [0, 1] in the other half, plus noise."""
     shape = (count, len(EXPRESSIONS))
     active = torch.rand(shape, generator=generator) < 0.5
     weights = active * torch.rand(shape, generator=generator)
@@ -141,6 +127,6 @@ def _sample_expressions(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _sample_slide(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw silhouette strengths: half of the landmarkers never slide, the others more or less."""
+    """Draw silhouette strengths: 0 for half of the faces, uniform in [0, 1] for the other half."""
     slides = torch.rand(count, generator=generator) < 0.5
     return slides * torch.rand(count, generator=generator)

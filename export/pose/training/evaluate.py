@@ -1,4 +1,4 @@
-"""``evaluate-pose``: how far a pose MLP is off, beside the geometric baseline."""
+"""`python -m export evaluate-pose`: errors of a pose checkpoint and of two geometric baselines."""
 
 import argparse
 import dataclasses
@@ -13,26 +13,26 @@ from matplotlib.figure import Figure
 
 from export.atomic import replacing
 from export.errors import ExportError
-from export.pose.checkpoint import DEFAULT_CHECKPOINT
-from export.pose.training.baseline import METHODS, baseline_angles
-from export.pose.training.dataset import check_landmarks, sample_faces
-from export.pose.training.faces_file import read_faces
-from export.pose.training.network import PoseNetwork, estimate, load_network
+from export.pose.network import PoseNetwork, estimate_poses, load_network
+from export.pose.origin import DEFAULT_CHECKPOINT
+from export.pose.training.dataset import check_landmarks, synthetic_faces
+from export.pose.training.labelled_faces import read_faces
+from export.pose.training.rigid_fit import METHODS, fitted_angles
 
 SYNTHETIC_SEED = 20_000_003
-"""Seed of the held-out identities; no training seed below ten million draws from it."""
+"""Seed of the held-out faces; training with a seed below ten million does not use it."""
 
 SYNTHETIC_FACES = 4000
 ANGLES = ("Pitch", "Roll", "Yaw")
 BIN_EDGES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
-"""Degrees of |raw Roll|, the turn about the vertical axis that people call yaw."""
+"""Degrees of |raw Roll|, the turn about the vertical axis that is usually called yaw."""
 
 METHOD_TITLES = {"mlp": "MLP", "procrustes": "mean head, Procrustes", "pnp": "mean head, PnP"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Errors of the network and of the baselines on one set of faces.
+    """Errors of the network and of the baselines on a set of faces.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Comparison:
     angles : ndarray, shape (N, 3)
         Reference raw Pitch, Roll, Yaw in degrees.
     errors : dict of str to ndarray, shape (N, 3)
-        Signed errors in degrees, estimate minus reference, by method.
+        Signed errors in degrees by method, estimate minus reference.
     """
 
     title: str
@@ -50,15 +50,17 @@ class Comparison:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``evaluate-pose``."""
+    """Declare the options of the command."""
     parser.add_argument(
         "--weights",
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="FILE.safetensors",
-        help="checkpoint to judge (default: the one shipped)",
+        help="checkpoint to evaluate (default: the project's own)",
     )
-    parser.add_argument("--meta", type=Path, default=None, help="its .json (default: beside the weights)")
+    parser.add_argument(
+        "--meta", type=Path, default=None, help="its description (default: the .json beside the weights)"
+    )
     parser.add_argument(
         "--faces",
         type=Path,
@@ -72,13 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=SYNTHETIC_FACES,
         metavar="N",
-        help="held-out synthetic faces, 0 for none (default: %(default)s)",
+        help="number of held-out synthetic faces (default: %(default)s)",
     )
-    parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="error plot")
+    parser.add_argument(
+        "--plot", type=Path, default=None, metavar="FILE.png", help="write a plot of the errors"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a table a set of faces, and draw the plot, as `add_arguments` describes."""
+    """Evaluate with the options of the command line: print a table for each set of faces, draw the plot."""
     if args.synthetic < 0:
         raise ExportError(f"--synthetic must not be negative, it is {args.synthetic}")
     if args.plot is not None and args.plot.suffix.lower() != ".png":
@@ -86,10 +90,10 @@ def run(args: argparse.Namespace) -> None:
     network = load_network(args.weights, args.meta)
     sets = [(path.stem, *read_faces(path)) for path in args.faces]
     if args.synthetic:
-        sets.append(("held-out synthetic faces", *synthetic_faces(args.synthetic)))
+        sets.append(("held-out synthetic faces", *held_out_faces(args.synthetic)))
     if not sets:
-        raise ExportError("nothing to evaluate: give --faces, or --synthetic more than 0")
-    comparisons = [compare(network, *faces) for faces in sets]
+        raise ExportError("nothing to evaluate: name files with --faces, or set --synthetic above 0")
+    comparisons = [compare_methods(network, *faces) for faces in sets]
     for comparison in comparisons:
         print(format_table(comparison))
     if args.plot is not None:
@@ -97,13 +101,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {args.plot}")
 
 
-def synthetic_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw held-out synthetic faces, as training does but from `SYNTHETIC_SEED`.
-
-    Parameters
-    ----------
-    count : int
-        How many.
+def held_out_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `count` held-out synthetic faces.
 
     Returns
     -------
@@ -111,11 +110,13 @@ def synthetic_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
     angles : ndarray, shape (count, 3)
         Raw Pitch, Roll, Yaw in degrees.
     """
-    faces = sample_faces(count, torch.Generator().manual_seed(SYNTHETIC_SEED))
+    faces = synthetic_faces(count, torch.Generator().manual_seed(SYNTHETIC_SEED))
     return faces.landmarks.double().numpy(), np.degrees(faces.poses[:, :3].double().numpy())
 
 
-def compare(network: PoseNetwork, title: str, landmarks: np.ndarray, angles: np.ndarray) -> Comparison:
+def compare_methods(
+    network: PoseNetwork, title: str, landmarks: np.ndarray, angles: np.ndarray
+) -> Comparison:
     """Run the network and both baselines on faces.
 
     Parameters
@@ -133,8 +134,8 @@ def compare(network: PoseNetwork, title: str, landmarks: np.ndarray, angles: np.
         When a face has a non-finite landmark or no eye distance.
     """
     check_landmarks(landmarks, title)
-    estimates = {"mlp": estimate(network, landmarks)[:, :3]}
-    estimates |= {method: baseline_angles(landmarks, method) for method in METHODS}
+    estimates = {"mlp": estimate_poses(network, landmarks)[:, :3]}
+    estimates |= {method: fitted_angles(landmarks, method) for method in METHODS}
     errors = {method: _wrapped(np.degrees(estimated) - angles) for method, estimated in estimates.items()}
     return Comparison(title, angles, errors)
 
@@ -144,7 +145,7 @@ def _wrapped(degrees: np.ndarray) -> np.ndarray:
 
 
 def _bins(angles: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return names and masks: all, |raw Roll| up to 60°, and each bin that has a face."""
+    """Return names and masks of all faces, of |raw Roll| up to 60°, and of each bin with a face."""
     turn = np.abs(angles[:, 1])
     rows = [("all", np.ones(len(turn), dtype=bool)), ("≤ 60°", turn <= 60.0)]
     for low, high in itertools.pairwise(BIN_EDGES):
@@ -154,7 +155,7 @@ def _bins(angles: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def format_table(comparison: Comparison) -> str:
-    """Return a Markdown table of MAEs in degrees, overall and in bins of |raw Roll|."""
+    """Return a Markdown table of mean absolute errors in degrees, overall and in bins of |raw Roll|."""
     methods = list(comparison.errors)
     header = " | ".join(METHOD_TITLES[method] for method in methods)
     lines = [
@@ -176,13 +177,13 @@ def format_table(comparison: Comparison) -> str:
 
 
 def plot_errors(comparisons: list[Comparison], path: Path) -> None:
-    """Draw MAE against |raw Roll| for each set (rows) and angle (columns), and write a PNG.
+    """Plot mean absolute errors in bins of |raw Roll|: a row for each set, a column for each angle.
 
     Parameters
     ----------
     comparisons : list of Comparison
     path : Path
-        Where to write; an existing file is replaced when the drawing is done.
+        The PNG file to write.
 
     Raises
     ------
@@ -208,9 +209,9 @@ def _draw_panel(panel: Axes, comparison: Comparison, column: int) -> None:
     rows = [row for row in _bins(comparison.angles) if "–" in row[0]]
     width = 0.8 / len(comparison.errors)
     for number, (method, errors) in enumerate(comparison.errors.items()):
-        places = np.arange(len(rows)) + (number + 0.5) * width - 0.4
+        positions = np.arange(len(rows)) + (number + 0.5) * width - 0.4
         means = [np.abs(errors[mask, column]).mean() for _, mask in rows]
-        panel.bar(places, means, width, label=METHOD_TITLES[method])
+        panel.bar(positions, means, width, label=METHOD_TITLES[method])
     labels = [f"{name}\nn = {int(mask.sum())}" for name, mask in rows]
     panel.set_xticks(np.arange(len(rows)), labels, fontsize=7)
     panel.set_title(f"{comparison.title}: {ANGLES[column]}")

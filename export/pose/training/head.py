@@ -1,12 +1,12 @@
-"""A deformable 3D head: MediaPipe's canonical face mesh plus linear identity and expression modes.
+"""A deformable 3D head: the canonical face mesh plus linear identity and expression modes.
 
-Axes are the camera's: x right, y down, z away from the camera, so that the mean head with the
-identity rotation faces the camera. One unit is about 1 cm on an average adult.
+The canonical face mesh is MediaPipe's 3D model of an average face, with 468 vertices. Axes are the
+camera's: x right, y down, z away from the camera; with the identity rotation the mean head faces the
+camera. One unit is about 1 cm on an average adult.
 
-The rotation of a deformed head is *defined* as the rotation of the mean mesh that fits all its 468
-vertices best (least squares, Kabsch 1976). That is what a rigid fit of a tracked face mesh
-measures, and it keeps the pitch free of an offset: every deformed head is turned back by its own
-fit before it is posed.
+The rotation of a deformed head is *defined* as the rotation of the mean mesh that fits its 468 vertices
+best in least squares (Kabsch 1976), as a rigid fit of a tracked mesh measures it. A deformation may itself
+rotate this fit, so each deformed head is rotated back by its fit before it gets a pose.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ LANDMARK_VERTICES = (
     61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
     78, 82, 13, 312, 308, 317, 14, 87,
 )  # fmt: skip
-"""The mesh vertex that stands for each of the 68 iBUG landmarks."""
+"""The mesh vertex of each of the 68 iBUG landmarks."""
 
 MIRRORED_LANDMARK = (
     *range(16, -1, -1),
@@ -39,20 +39,20 @@ MIRRORED_LANDMARK = (
     54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55,
     64, 63, 62, 61, 60, 67, 66, 65,
 )  # fmt: skip
-"""Which landmark takes the place of landmark i when the image is mirrored (its own inverse)."""
+"""The landmark at the position of landmark i in the mirrored image."""
 
 JAW = slice(0, 17)
 JAW_STEPS = (0.15, 0.3, 0.45)
-"""Where the contour may slide to: fractions of the way from a jaw point to the face's middle."""
+"""Slide targets of a jaw point, as fractions of the way to the middle of the face."""
 
 PROPORTIONS = (
     "width", "height", "depth", "jaw_length", "jaw_width", "jaw_depth",
     "nose_length", "nose_depth", "nose_width", "mouth_depth",
 )  # fmt: skip
-"""The first identity modes."""
+"""Names of the first identity modes."""
 
 TYPICAL_PROPORTIONS = {"jaw_length": -1.4, "nose_depth": 1.6, "mouth_depth": 0.8}
-"""Mean mode weights, where not 0: tracked faces have shorter chins, longer noses and fuller lips."""
+"""Non-zero mean mode weights: tracked faces have shorter chins, longer noses and fuller lips."""
 
 EXPRESSIONS = (
     "jaw_open", "smile", "lip_corners_raise", "lips_stretch", "pucker", "mouth_sideways",
@@ -63,24 +63,24 @@ EXPRESSIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class HeadModel:
-    """Linear modes of the head, reduced to what landmarks and rotation need.
+    """Linear modes of the head, reduced to the landmarks and the rigid fit of the mesh.
 
     Attributes
     ----------
     points : Tensor, shape (68 + 17 * steps, 3)
-        The mean head's landmarks, then the places each jaw point may slide to (step by step).
+        The mean head's landmarks, then the slide targets of the jaw points, step by step.
     point_modes : Tensor, shape (modes, points, 3)
-        What one unit of each mode adds to `points`.
+        Change of `points` per unit of each mode.
     covariance : Tensor, shape (3, 3)
         Cross-covariance of the mean mesh with itself over all vertices.
     covariance_modes : Tensor, shape (modes, 3, 3)
-        What one unit of each mode adds to a deformed mesh's cross-covariance with the mean one.
+        Change of a deformed mesh's cross-covariance with the mean mesh per unit of each mode.
     mean_modes : Tensor, shape (modes, 3)
-        How one unit of each mode moves the mesh's centroid.
+        Change of the mesh's centroid per unit of each mode.
     centroid : Tensor, shape (3,)
-        The mean mesh's centroid, about which deformed heads are turned back.
+        The mean mesh's centroid, about which deformed heads are rotated back.
     identity_modes : int
-        The first so many modes are identity; the rest are `EXPRESSIONS`, in that order.
+        Number of identity modes, which come first; `EXPRESSIONS` follow in their order.
     """
 
     points: torch.Tensor
@@ -104,13 +104,13 @@ class HeadModel:
         Parameters
         ----------
         weights : Tensor, shape (N, modes)
-            Mode weights: of unit variance about `typical_identity`, then 0 (absent) to about 1
-            (full) for expressions.
+            Mode weights. Identity: unit variance about `typical_identity`. Expressions: 0 (absent) to
+            about 1 (full).
 
         Returns
         -------
         Tensor, shape (N, points, 3)
-            Landmarks and slide targets, turned back by the rigid fit of the whole mesh.
+            Landmarks and slide targets, rotated back by the rigid fit of the whole mesh.
         """
         shift = weights @ self.mean_modes
         points = self.points + torch.einsum("nm,mpc->npc", weights, self.point_modes)
@@ -147,7 +147,7 @@ def mean_mesh() -> np.ndarray:
 
 @functools.cache
 def head_model() -> HeadModel:
-    """Build the head with its modes (deterministic; takes a second or two)."""
+    """Build the head with its modes; deterministic."""
     mesh = mean_mesh()
     identity = _identity_modes(mesh)
     modes = np.concatenate([identity, _expression_modes(mesh)])
@@ -169,7 +169,7 @@ def head_model() -> HeadModel:
 
 
 def _point_weights(mesh: np.ndarray) -> np.ndarray:
-    """Return ``[points, 468]`` weights that take landmarks and slide targets from a mesh."""
+    """Return weights ``[points, 468]`` that interpolate landmarks and slide targets from a mesh."""
     landmarks = np.eye(len(mesh))[list(LANDMARK_VERTICES)]
     slides = [_surface_weights(mesh, _towards_middle(mesh, step)) for step in JAW_STEPS]
     return np.concatenate([landmarks, *slides])
@@ -183,7 +183,7 @@ def _towards_middle(mesh: np.ndarray, step: float) -> np.ndarray:
 
 
 def _surface_weights(mesh: np.ndarray, targets: np.ndarray, neighbours: int = 4) -> np.ndarray:
-    """Return weights that interpolate the surface at frontal positions `targets` ``[n, 2]``."""
+    """Return weights ``[n, 468]`` that interpolate the surface at frontal positions `targets` ``[n, 2]``."""
     distance = np.linalg.norm(targets[:, None] - mesh[None, :, :2], axis=-1)
     nearest = np.argsort(distance, axis=1)[:, :neighbours]
     near = np.take_along_axis(distance, nearest, axis=1)
@@ -194,14 +194,14 @@ def _surface_weights(mesh: np.ndarray, targets: np.ndarray, neighbours: int = 4)
 
 
 IDENTITY_SCALES = ((12.0, 0.07), (6.0, 0.07), (3.0, 0.06))
-"""Length and standard deviation per axis (cm) of the smooth random fields of an identity."""
+"""Correlation length and standard deviation per axis, in cm, of the random fields of an identity."""
 
 ASYMMETRY = 0.6
-"""Standard deviation of the mirror-antisymmetric part, relative to the symmetric one."""
+"""Standard deviation of the antisymmetric part of an identity relative to the symmetric part."""
 
 
 def _identity_modes(mesh: np.ndarray, kept: float = 0.985) -> np.ndarray:
-    """Return modes ``[modes, 468, 3]``: proportions, then smooth, nearly symmetric fields."""
+    """Return modes ``[modes, 468, 3]``: proportions, then smooth, mostly symmetric fields."""
     mirrored = _mirror_vertices(mesh)
     amplitude = _identity_amplitude(mesh)
     kernel = sum(
@@ -210,8 +210,8 @@ def _identity_modes(mesh: np.ndarray, kept: float = 0.985) -> np.ndarray:
     )
     kernel = kernel * amplitude[:, None] * amplitude[None]
     modes = [_proportion_modes(mesh)]
-    for parity, share in ((1.0, 1.0), (-1.0, ASYMMETRY)):
-        part = share**2 / (1 + ASYMMETRY**2)
+    for parity, deviation in ((1.0, 1.0), (-1.0, ASYMMETRY)):
+        part = deviation**2 / (1 + ASYMMETRY**2)
         even = _principal_modes(part * (kernel + parity * kernel[:, mirrored]), kept)
         odd = _principal_modes(part * (kernel - parity * kernel[:, mirrored]), kept)
         for axis, field in ((0, odd), (1, even), (2, even)):
@@ -237,20 +237,20 @@ def _squared_distances(mesh: np.ndarray) -> np.ndarray:
 
 
 def _mirror_vertices(mesh: np.ndarray) -> np.ndarray:
-    """Return for each vertex the index of its mirror image (the mesh is symmetric in x)."""
+    """Return the index of each vertex's mirror image; the mesh is symmetric in x."""
     reflected = mesh * [-1.0, 1.0, 1.0]
     return np.argmin(((mesh[:, None] - reflected[None]) ** 2).sum(axis=-1), axis=0)
 
 
 def _identity_amplitude(mesh: np.ndarray) -> np.ndarray:
-    """Let the sides and the chin vary more than the middle of the face, as tracked faces do."""
+    """Return weights ``[468]``: the sides and the chin of tracked faces vary more than the middle."""
     side = np.clip((np.abs(mesh[:, 0]) - 4.5) / 3.0, 0.0, 1.0)
     chin = np.clip((mesh[:, 1] - 5.0) / 4.0, 0.0, 1.0)
     return 1.0 + 1.2 * np.maximum(side, chin)
 
 
 def _proportion_modes(mesh: np.ndarray) -> np.ndarray:
-    """Return one standard deviation of each of `PROPORTIONS`, ``[proportions, 468, 3]`` in cm."""
+    """Return one standard deviation of each proportion as displacements ``[proportions, 468, 3]`` in cm."""
     x, y, z = (mesh - mesh.mean(axis=0)).T
     zero = np.zeros_like(x)
     jaw = _ramp(mesh[:, 1], 1.5, 9.4)
@@ -289,7 +289,7 @@ def _expression_modes(mesh: np.ndarray) -> np.ndarray:
 
 
 MOUTH_HEIGHT = 4.3
-"""y of the line between the lips."""
+"""y coordinate of the line between the lips."""
 
 
 def _mouth_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
@@ -317,19 +317,19 @@ def _mouth_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _jaw_rotation(mesh: np.ndarray, angle: float) -> np.ndarray:
-    """Turn the lower face about its axis, blended into the cheeks.
+    """Rotate the lower face about the jaw's axis, with a smooth transition in the cheeks.
 
-    The condyles glide forward as the mouth opens, so the axis lies below them, within the ramus.
+    The jaw joints glide forward as the mouth opens, so the effective axis is below them.
     """
     joint = np.array([0.0, 4.0, 1.0])
     sine, cosine = np.sin(angle), np.cos(angle)
     arm = mesh - joint
-    turned = arm @ np.array([[1.0, 0.0, 0.0], [0.0, cosine, sine], [0.0, -sine, cosine]])
+    rotated = arm @ np.array([[1.0, 0.0, 0.0], [0.0, cosine, sine], [0.0, -sine, cosine]])
     below_lips = _ramp(mesh[:, 1], MOUTH_HEIGHT - 0.1, MOUTH_HEIGHT + 0.3)
     cheek = _ramp(mesh[:, 1], 2.5, 8.5)
     inner = _ramp(-np.abs(mesh[:, 0]), -2.6, -1.2)
     weight = inner * below_lips + (1 - inner) * cheek
-    return (turned - arm) * weight[:, None]
+    return (rotated - arm) * weight[:, None]
 
 
 def _brow_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
@@ -350,7 +350,7 @@ def _eye_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _lid_closing(mesh: np.ndarray, x: float) -> np.ndarray:
-    """Bring the lids of the eye at `x` to its axis; a negative weight opens the eye wide."""
+    """Move the lids of the eye at `x` to its axis; a negative weight opens the eye wide."""
     axis = -2.5
     lid = _bump(mesh, x, axis, 1.0, 0.7)
     displacement = np.zeros_like(mesh)

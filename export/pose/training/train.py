@@ -1,4 +1,4 @@
-"""``train-pose``: train the pose MLP on synthetic heads."""
+"""`python -m export train-pose`: train the pose network on synthetic heads."""
 
 import argparse
 import copy
@@ -14,46 +14,46 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from export.errors import ExportError
-from export.pose.training.dataset import Faces, network_input, sample_faces, with_mirrored
-from export.pose.training.network import PoseNetwork, new_network, save_network
-from export.pose.training.noise import TRAINING_HABIT
+from export.pose.network import PoseNetwork, new_network, save_network
+from export.pose.training.dataset import Faces, synthetic_faces, with_mirrored
+from export.pose.training.landmarker_noise import TRAINING_POINT_OFFSET
 
 DEFAULT_OUT = Path("build/pose_mlp.safetensors")
-"""Not the shipped checkpoint, which is replaced by hand once a new one has been judged better."""
+"""Not the shipped checkpoint, so that you can evaluate a new one before you replace it."""
 
 STEPS = 11_000
 FACES_PER_STEP = 512
-"""Faces drawn a step; each is followed by its mirror image, so a batch is twice as large."""
+"""Faces drawn per step. The batch also holds their mirror images, so it is twice as large."""
 
 PEAK_RATE = 2e-3
 WARM_UP = 500
 WEIGHT_DECAY = 1e-4
 AVERAGING = 0.999
-"""Decay of the running average of the weights, which is what is judged and saved."""
+"""Decay of the exponential moving average of the weights, which is evaluated and saved."""
 
 TRANSLATION_WEIGHT = 0.01
-"""Weight of a standardised X, Y or Z against an angle in units of `ANGLE_UNIT`."""
+"""Weight of the loss of standardised X, Y, Z relative to the loss of angles in `ANGLE_UNIT`."""
 
 ANGLE_UNIT = math.radians(1.0)
-"""Errors above about this size count linearly in the loss, smaller ones quadratically."""
+"""The loss is linear in larger errors and quadratic in smaller ones (smooth L1)."""
 
 HELD_OUT_FACES = 8192
 HELD_OUT_SEED_OFFSET = 1_000_003
 CHECK_EVERY = 1000
 PATIENCE = 10
-"""Checks without a better mean error on the held-out identities after which training stops."""
+"""Training stops after this number of checks without a smaller mean error on the held-out faces."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a training run gave.
+class TrainedNetwork:
+    """Result of a training run.
 
     Attributes
     ----------
     network : PoseNetwork
-        The averaged weights at their best check, in evaluation mode.
+        The averaged weights of the best check, in evaluation mode.
     facts : dict
-        Seed, steps, duration and held-out errors, ready for the checkpoint's JSON.
+        Seed, steps, duration and held-out errors, for the checkpoint's JSON.
     """
 
     network: PoseNetwork
@@ -61,23 +61,23 @@ class Outcome:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``train-pose``."""
+    """Declare the options of the command."""
     parser.add_argument(
         "--out",
         type=Path,
         default=DEFAULT_OUT,
         metavar="FILE.safetensors",
-        help="where the weights go; the .json goes beside them (default: %(default)s)",
+        help="file of the weights; the .json is written beside it (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal weights")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="training steps at most (default: %(default)s)"
+        "--steps", type=int, default=STEPS, help="maximum number of training steps (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and write a checkpoint as `add_arguments` describes."""
+    """Train with the options of the command line, and write the checkpoint."""
     if args.out.suffix != ".safetensors":
         raise ExportError(f"--out must end in .safetensors, it is {args.out}")
     if args.threads is not None:
@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> None:
             raise ExportError(f"--threads must be at least 1, it is {args.threads}")
         torch.set_num_threads(args.threads)
     _check_writable(args.out)
-    outcome = train(steps=args.steps, seed=args.seed)
-    save_network(outcome.network, args.out, outcome.facts)
-    errors = outcome.facts["held_out_mae_degrees"]
+    trained = train(steps=args.steps, seed=args.seed)
+    save_network(trained.network, args.out, trained.facts)
+    errors = trained.facts["held_out_mae_degrees"]
     print(
         f"wrote {args.out} and {args.out.with_suffix('.json')}; held-out MAE in degrees: "
         + ", ".join(f"{name} {value:.2f}" for name, value in errors.items())
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Fail before the training rather than after it when nothing can be written beside `path`."""
+    """Fail before the training, not after it, if the folder of `path` is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -104,21 +104,21 @@ def _check_writable(path: Path) -> None:
         raise ExportError(f"cannot write {path}: {error.strerror}") from error
 
 
-def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STEP) -> Outcome:
+def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STEP) -> TrainedNetwork:
     """Train a network from scratch.
 
     Parameters
     ----------
     steps : int
-        Training steps at most, at least 1.
+        Maximum number of training steps, at least 1.
     seed : int
-        Of weights and faces. The same seed, machine and thread count give the same weights.
+        Seed of weights and faces. The same seed, machine and thread count give the same weights.
     faces_per_step : int
-        Faces drawn a step, mirror images not counted.
+        Faces drawn per step, without their mirror images.
 
     Returns
     -------
-    Outcome
+    TrainedNetwork
 
     Raises
     ------
@@ -128,7 +128,7 @@ def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STE
     if steps < 1:
         raise ExportError(f"--steps must be at least 1, it is {steps}")
     begin = time.monotonic()
-    held_out = sample_faces(HELD_OUT_FACES, torch.Generator().manual_seed(seed + HELD_OUT_SEED_OFFSET))
+    held_out = synthetic_faces(HELD_OUT_FACES, torch.Generator().manual_seed(seed + HELD_OUT_SEED_OFFSET))
     generator = torch.Generator().manual_seed(seed)
     network = _initial_network(seed, generator)
     best, facts = _fit(network, held_out, generator, steps, faces_per_step)
@@ -139,12 +139,12 @@ def train(steps: int = STEPS, seed: int = 0, faces_per_step: int = FACES_PER_STE
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
-    return Outcome(best, facts)
+    return TrainedNetwork(best, facts)
 
 
 def _initial_network(seed: int, generator: torch.Generator) -> PoseNetwork:
-    """Build a network whose output statistics are those of a sample of faces."""
-    poses = with_mirrored(sample_faces(HELD_OUT_FACES, generator)).poses
+    """Build a network with the output statistics of a sample of faces."""
+    poses = with_mirrored(synthetic_faces(HELD_OUT_FACES, generator)).poses
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_network(poses.mean(dim=0), poses.std(dim=0))
@@ -157,17 +157,17 @@ def _fit(
     steps: int,
     faces_per_step: int,
 ) -> tuple[PoseNetwork, dict[str, Any]]:
-    """Run the steps; return the best averaged network and what was measured on the way."""
+    """Run the steps; return the best averaged network and facts about the training."""
     averaged, best = copy.deepcopy(network).eval(), copy.deepcopy(network).eval()
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
     best_errors, best_step = torch.full((3,), torch.inf), 0
     bar = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=1.0)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * _rate(step, steps)
-        faces = with_mirrored(sample_faces(faces_per_step, generator, TRAINING_HABIT))
-        _take_step(network, optimizer, faces, step)
-        _follow(averaged, network, min(AVERAGING, step / (step + 10)))
+            group["lr"] = PEAK_RATE * _relative_learning_rate(step, steps)
+        faces = with_mirrored(synthetic_faces(faces_per_step, generator, TRAINING_POINT_OFFSET))
+        _train_step(network, optimizer, faces, step)
+        _update_average(averaged, network, min(AVERAGING, step / (step + 10)))
         if step % CHECK_EVERY and step != steps:
             continue
         errors = angle_errors(averaged, held_out).mean(dim=0)
@@ -188,32 +188,34 @@ def _fit(
     }
 
 
-def _rate(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: a short rise, then half a cosine down to zero."""
+def _relative_learning_rate(step: int, steps: int) -> float:
+    """Return the fraction of the peak learning rate: linear warm-up, then cosine decay to zero."""
     warm_up = min(WARM_UP, max(steps // 10, 1))
     if step <= warm_up:
         return step / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
-def _take_step(network: PoseNetwork, optimizer: torch.optim.Optimizer, faces: Faces, step: int) -> None:
-    loss = pose_loss(network(network_input(faces.landmarks)), faces.poses, network.std)
+def _train_step(network: PoseNetwork, optimizer: torch.optim.Optimizer, faces: Faces, step: int) -> None:
+    loss = pose_loss(network(faces.landmarks), faces.poses, network.std)
     if not torch.isfinite(loss):
-        raise ExportError(f"the training diverged at step {step}: the loss is {loss.item()}")
+        raise ExportError(
+            f"the training diverged at step {step}: the loss is {loss.item()}; try another --seed"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
 
 
 def pose_loss(estimated: torch.Tensor, true: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Return the mean smooth L1 loss of poses ``[N, 6]``, angles in degrees, the rest standardised.
+    """Return the mean smooth L1 loss of poses ``[N, 6]``: angles in degrees, X, Y, Z standardised.
 
     Parameters
     ----------
     estimated, true : Tensor, shape (N, 6)
         Raw poses.
     std : Tensor, shape (6,)
-        Output statistics; the last three scale X, Y, Z.
+        Standard deviations of the outputs; the last three scale X, Y, Z.
     """
     difference = estimated - true
     angles, translations = difference[:, :3] / ANGLE_UNIT, difference[:, 3:] / std[3:]
@@ -224,12 +226,12 @@ def pose_loss(estimated: torch.Tensor, true: torch.Tensor, std: torch.Tensor) ->
 
 
 @torch.no_grad()
-def _follow(averaged: PoseNetwork, network: PoseNetwork, decay: float) -> None:
+def _update_average(averaged: PoseNetwork, network: PoseNetwork, decay: float) -> None:
     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - decay)
 
 
 @torch.inference_mode()
 def angle_errors(network: PoseNetwork, faces: Faces) -> torch.Tensor:
     """Return absolute errors ``[N, 3]`` of raw Pitch, Roll, Yaw in degrees."""
-    estimated = network(network_input(faces.landmarks))
+    estimated = network(faces.landmarks)
     return (estimated - faces.poses)[:, :3].abs().rad2deg()

@@ -1,1 +1,1 @@
-"""The sans-I/O core: faces cut into requests, the state of a request, retries, answers."""
+"""The client's logic without I/O: batches of faces, the state machine of a request, retries, answers."""

@@ -1,4 +1,4 @@
-"""What a model of the service takes and gives, read from the server's own configuration."""
+"""Batch size, outputs and parameters of a model, read from the server's configuration."""
 
 import dataclasses
 
@@ -6,8 +6,10 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-BATCH_SIZE = 32
-"""Faces a request, where the server takes as many; larger ones were not faster when measured."""
+from triton_face_client.transports.base import TensorSpec
+
+DEFAULT_BATCH_SIZE = 32
+"""Faces per request, if the server allows as many. Larger requests were not faster when measured."""
 
 ENSEMBLE_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
 ALIGN_MASK_OUTPUTS = ("MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
@@ -20,41 +22,41 @@ class Model:
     Attributes
     ----------
     name : str
-        Its name.
+        Name of the model.
     batch_size : int
-        Most faces of a request.
+        Maximum number of faces per request.
     outputs : dict of str to (numpy.dtype, tuple of int)
-        Type and shape, without the faces' dimension, of each output.
+        Type and shape of each output, without the first dimension (the faces).
     parameters : dict of str to str
-        The parameters of its configuration.
+        Parameters of the model's configuration.
     """
 
     name: str
     batch_size: int
-    outputs: dict[str, tuple[np.dtype, tuple[int, ...]]]
+    outputs: dict[str, TensorSpec]
     parameters: dict[str, str]
 
     @classmethod
     def from_config(cls, config: model_config_pb2.ModelConfig, batch_size: int | None) -> "Model":
-        """Read a configuration; `batch_size`, where given, is the caller's choice within it."""
-        most = max(config.max_batch_size, 1)
+        """Read a configuration. `batch_size` overrides the default, up to the server's maximum."""
+        server_maximum = max(config.max_batch_size, 1)
         return cls(
             name=config.name,
-            batch_size=min(most, batch_size or BATCH_SIZE),
-            outputs={output.name: _type_and_shape(output) for output in config.output},
+            batch_size=min(server_maximum, batch_size or DEFAULT_BATCH_SIZE),
+            outputs={output.name: _output_spec(output) for output in config.output},
             parameters={key: value.string_value for key, value in config.parameters.items()},
         )
 
     def check_outputs(self, outputs: tuple[str, ...]) -> None:
-        """Raise a ValueError for outputs that the model has not."""
-        unknown = [name for name in outputs if name not in self.outputs]
-        if unknown or not outputs:
-            raise ValueError(
-                f"{self.name} has no output {', '.join(unknown) or 'without a name'}: ask for any of "
-                f"{', '.join(self.outputs)}"
-            )
+        """Raise a ValueError if `outputs` is empty or names an output that the model lacks."""
+        available = ", ".join(self.outputs)
+        if not outputs:
+            raise ValueError(f"no output is requested: {self.name} has {available}")
+        unknown = ", ".join(name for name in outputs if name not in self.outputs)
+        if unknown:
+            raise ValueError(f"{self.name} has no output {unknown}: it has {available}")
 
 
-def _type_and_shape(output: model_config_pb2.ModelOutput) -> tuple[np.dtype, tuple[int, ...]]:
+def _output_spec(output: model_config_pb2.ModelOutput) -> TensorSpec:
     datatype = model_config_pb2.DataType.Name(output.data_type).removeprefix("TYPE_")
     return np.dtype(triton_to_np_dtype(datatype)), tuple(output.dims)

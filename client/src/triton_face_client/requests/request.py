@@ -1,7 +1,8 @@
-"""The conversation about one request: what is sent, waited for and sent again until its faces are answered.
+"""The state machine of one request, without I/O.
 
-It is a generator that knows nothing of connections. It yields what is to be done next, an action, and gets
-back what came of it, so that the blocking and the asynchronous client follow the same rules.
+`run_request` is a generator that yields actions: send the request, wait, register shared memory. The blocking
+and the asynchronous client perform each action and send its result back into the generator, or throw its
+error. Retries, deadlines and invalid faces therefore follow the same rules in both clients.
 """
 
 import dataclasses
@@ -11,10 +12,13 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from triton_face_client.errors import (
+    DEADLINE_EXCEEDED,
+    INVALID_ARGUMENT,
     DeadlineError,
     FaceServiceError,
     InvalidFacesError,
@@ -22,186 +26,192 @@ from triton_face_client.errors import (
 )
 from triton_face_client.requests.faces import Faces, Tensors
 from triton_face_client.requests.model_config import Model
-from triton_face_client.requests.retry import Retry, may_go_well_again
-from triton_face_client.transports.messages import INVALID_ARGUMENT, MANAGE_SECONDS, Lease, Manage, Transport
+from triton_face_client.requests.retry import Retry, is_retryable
+from triton_face_client.transports.base import (
+    MANAGE_TIMEOUT,
+    ManageRegion,
+    RequestBuffer,
+    TensorSpecs,
+    Transport,
+)
 
-BLAMED = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
-"""A face and its reason in a refusal of align_mask; it names the first few."""
-UNNAMED = re.compile(r"; and (\d+) more$")
-"""How many it does not name."""
+INVALID_FACE = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
+"""Index in the request, and reason, of an invalid face in align_mask's error message."""
+UNNAMED_FACES = re.compile(r"; and (\d+) more$")
+"""Number of further invalid faces that the message does not name."""
 
-DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
-REGION_LOST = "Unable to find shared memory region"
+UNKNOWN_REGION = "Unable to find shared memory region"
 REGION_IN_USE = "currently in use"
 
-SHORTEST_SECONDS = 1e-3
-"""gRPC takes a deadline that is over for none."""
+MIN_TIMEOUT = 1e-3
+"""Seconds. gRPC treats a non-positive timeout as no timeout."""
 
-LINGER_SECONDS = 2.0
-"""How long a client that is closed waits for answers nobody wants any more.
+DRAIN_SECONDS = 2.0
+"""How long a client that closes waits for requests in flight whose calls have ended early.
 
-Requests are not cancelled: Triton 2.51 has crashed (SIGSEGV in its gRPC endpoint) when some were, once in a
-few thousand. The server computes them in milliseconds.
+The client never cancels a request: Triton 2.51 has crashed (SIGSEGV in its gRPC endpoint) about once in a few
+thousand cancellations. The server computes such requests within milliseconds.
 """
 
-FORGET_TRIES, FORGET_WAIT = 100, 0.05
-"""A request that was given up runs on for a while on the server, which keeps its region: 5 s in all."""
+UNREGISTER_TRIES, UNREGISTER_WAIT = 100, 0.05
+"""Tries, and seconds between them: Triton keeps a region until the requests that use it have ended."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """How far a request goes.
+class CallOptions:
+    """Retries and time limits of a call, and its treatment of invalid faces.
 
     Attributes
     ----------
     retry : Retry
-        When it is sent again.
+        Waits between the tries of a request.
     timeout : float
         Seconds for one try.
     deadline : float
-        Moment of `time.monotonic` when the whole call must be over; infinite without one.
-    keep_invalid : bool
-        Whether refused faces are left out instead of failing the call.
+        Time of `time.monotonic` at which the call fails; infinite without a deadline.
+    skip_invalid : bool
+        Whether the call continues without invalid faces instead of failing.
     """
 
     retry: Retry
     timeout: float
     deadline: float
-    keep_invalid: bool
+    skip_invalid: bool
 
     @property
     def seconds_left(self) -> float:
-        """Return the seconds until the deadline, not more than `timeout` and perhaps less than 0."""
+        """Seconds for the next try, at most `timeout`; negative after the deadline."""
         return min(self.timeout, self.deadline - time.monotonic())
 
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Send this inference request and hand back its `InferResult`."""
+    """Send an inference request; the action's result is tritonclient's `InferResult`."""
 
     model: str
     inputs: list[InferInput]
     outputs: list[InferRequestedOutput]
-    seconds: float
+    timeout: float
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of tritonclient's calls."""
+        """Arguments of tritonclient's `infer` and `async_infer`."""
         return {
             "model_name": self.model,
             "inputs": self.inputs,
             "outputs": self.outputs,
-            # The server's queue gives up when the client does: microseconds there, seconds here.
-            "timeout": int(self.seconds * 1e6),
-            "client_timeout": self.seconds,
+            # The time limit in the server's queue, in microseconds; the client's is in seconds.
+            "timeout": int(self.timeout * 1e6),
+            "client_timeout": self.timeout,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """Wait these seconds."""
+    """Wait this time."""
 
     seconds: float
 
 
-Action = Send | Wait | Manage
-Refused = dict[int, str]
-"""Faces that the service refuses, by their index in the call, and why."""
+Action = Send | Wait | ManageRegion
+ActionGenerator = Generator[Action, Any, Any]
+"""Yields actions; receives the result of each."""
 
-Conversation = Generator[Action, Any, Any]
-Deliver = Callable[[np.ndarray, Tensors], None]
+InvalidFaces = dict[int, str]
+"""Index of each invalid face in the call, and the reason."""
+RequestGenerator = Generator[Action, Any, InvalidFaces]
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """The faces of a call that are asked for in one request.
+class BatchRequest:
+    """A request with some of the faces of a call.
 
     Attributes
     ----------
     model : Model
-        Who is asked.
+        The model that computes the outputs.
     faces : Faces
         All faces of the call.
     rows : ndarray of int
-        Which of them are in the request.
+        Indices of the request's faces.
     outputs : tuple of str
-        What is asked for.
-    deliver : callable of (ndarray of int, dict of str to ndarray)
-        Takes the faces that are answered and their outputs. It copies: the arrays may lie in shared memory.
+        The requested outputs.
+    store : callable of (ndarray of int, dict of str to ndarray)
+        Stores copies of the outputs of these faces. The arrays may be views of shared memory.
     """
 
     model: Model
     faces: Faces
-    rows: np.ndarray
+    rows: NDArray[np.intp]
     outputs: tuple[str, ...]
-    deliver: Deliver
+    store: Callable[[NDArray[np.intp], Tensors], None]
 
 
-def converse(question: Question, policy: Policy, transport: Transport) -> Conversation:
-    """Ask until every face has its answer or its refusal; return the refusals.
+def run_request(request: BatchRequest, options: CallOptions, transport: Transport) -> RequestGenerator:
+    """Send a request, with retries, until its outputs are stored.
 
-    Parameters
-    ----------
-    question : Question
-        What is asked.
-    policy : Policy
-        How far to go.
-    transport : Transport
-        How the tensors go.
+    If the server rejects it for invalid faces and `options.skip_invalid` is set, the remaining faces are sent
+    again without them.
+
+    Returns
+    -------
+    dict of int to str
+        Index of each invalid face in the call, and the reason.
 
     Raises
     ------
     InvalidFacesError
-        When faces are refused and the policy does not leave them out.
+        If the server rejects faces and `options.skip_invalid` is not set.
     ServiceUnavailableError, DeadlineError, FaceServiceError
-        When no try succeeds.
+        If no try succeeds.
     """
-    rows, refused = question.rows, {}
+    rows, invalid = request.rows, InvalidFaces()
     while len(rows):
         try:
-            yield from _tries(question, rows, policy, transport)
+            yield from _send_with_retries(request, rows, options, transport)
         except InferenceServerException as error:
-            blamed = _blamed(error, rows)
-            if not blamed:
-                raise _as_ours(error) from None
-            if not policy.keep_invalid:
-                rest = UNNAMED.search(error.message())
-                raise InvalidFacesError(blamed, int(rest[1]) if rest else 0) from None
-            refused |= blamed
-            rows = rows[~np.isin(rows, list(blamed))]
+            rejected = _rejected_faces(error, rows)
+            if not rejected:
+                raise _as_client_error(error) from None
+            if not options.skip_invalid:
+                unnamed = UNNAMED_FACES.search(error.message())
+                raise InvalidFacesError(rejected, int(unnamed[1]) if unnamed else 0) from None
+            invalid |= rejected
+            rows = rows[~np.isin(rows, list(rejected))]
         else:
             break
-    return refused
+    return invalid
 
 
-def take_leave(transport: Transport) -> Conversation:
-    """Let go of the transport's memory, and have the server do so too."""
+def release_regions(transport: Transport) -> ActionGenerator:
+    """Release the transport's shared memory and unregister it from the server."""
     transport.close()
-    for _ in range(FORGET_TRIES):
-        answers = yield from _forget_lost(transport)
-        if not answers or not transport.has_lost:
+    for _ in range(UNREGISTER_TRIES):
+        server_responds = yield from _unregister_regions(transport)
+        if not server_responds or not transport.has_unregistrations:
             return
-        yield Wait(FORGET_WAIT)
+        yield Wait(UNREGISTER_WAIT)
 
 
-def _tries(
-    question: Question, rows: np.ndarray, policy: Policy, transport: Transport
+def _send_with_retries(
+    request: BatchRequest, rows: NDArray[np.intp], options: CallOptions, transport: Transport
 ) -> Generator[Action, Any, None]:
-    waits = policy.retry.waits()
+    waits = options.retry.waits()
     while True:
         try:
-            yield from _try(question, rows, policy, transport)
+            yield from _send_once(request, rows, options, transport)
         except FaceServiceError:
-            # Said by this client, and final.
+            # Raised by the client itself; final.
             raise
         except InferenceServerException as error:
-            lost = REGION_LOST in (error.message() or "")
-            wait = next(waits, None) if lost or may_go_well_again(error) else None
+            # A server that has restarted does not know the region; the next try registers another one.
+            region_is_unknown = UNKNOWN_REGION in (error.message() or "")
+            wait = next(waits, None) if region_is_unknown or is_retryable(error) else None
             if wait is None:
                 raise
-            if time.monotonic() + wait >= policy.deadline:
+            if time.monotonic() + wait >= options.deadline:
                 raise DeadlineError(
-                    f"the deadline is over before another try; the last one: {error.message()}",
+                    f"the deadline has passed before the next try; the last try failed: {error.message()}",
                     DEADLINE_EXCEEDED,
                 ) from None
             yield Wait(wait)
@@ -209,75 +219,81 @@ def _tries(
             return
 
 
-def _try(
-    question: Question, rows: np.ndarray, policy: Policy, transport: Transport
+def _send_once(
+    request: BatchRequest, rows: NDArray[np.intp], options: CallOptions, transport: Transport
 ) -> Generator[Action, Any, None]:
-    if policy.seconds_left <= 0:
-        raise DeadlineError("the deadline is over", DEADLINE_EXCEEDED)
-    tensors = question.faces.tensors(rows)
-    expected = {}
-    for name in question.outputs:
-        datatype, shape = question.model.outputs[name]
-        expected[name] = datatype, (len(rows), *shape)
-    with transport.lent(tensors, expected) as lease:
-        if lease.registration is not None:
-            yield from _register(lease, policy, transport)
-        inputs = [lease.input(name, values) for name, values in tensors.items()]
-        outputs = [lease.output(name) for name in expected]
-        result = yield Send(question.model.name, inputs, outputs, max(policy.seconds_left, SHORTEST_SECONDS))
-        question.deliver(rows, {name: lease.read(name, result) for name in expected})
+    if options.seconds_left <= 0:
+        raise DeadlineError("the deadline has passed", DEADLINE_EXCEEDED)
+    tensors = request.faces.tensors(rows)
+    expected = _expected_outputs(request, len(rows))
+    with transport.acquire_buffer(tensors, expected) as buffer:
+        registration = buffer.start_registration()
+        if registration is not None:
+            yield from _register(registration, buffer, options, transport)
+        inputs = [buffer.input(name, values) for name, values in tensors.items()]
+        outputs = [buffer.output(name) for name in expected]
+        result = yield Send(request.model.name, inputs, outputs, max(options.seconds_left, MIN_TIMEOUT))
+        request.store(rows, {name: buffer.read(name, result) for name in expected})
 
 
-def _register(lease: Lease, policy: Policy, transport: Transport) -> Generator[Action, Any, None]:
-    yield from _forget_lost(transport)
+def _expected_outputs(request: BatchRequest, face_count: int) -> TensorSpecs:
+    specs = {}
+    for name in request.outputs:
+        datatype, shape = request.model.outputs[name]
+        specs[name] = datatype, (face_count, *shape)
+    return specs
+
+
+def _register(
+    registration: ManageRegion, buffer: RequestBuffer, options: CallOptions, transport: Transport
+) -> Generator[Action, Any, None]:
+    yield from _unregister_regions(transport)
+    timeout = max(MIN_TIMEOUT, min(MANAGE_TIMEOUT, options.seconds_left))
     try:
-        yield dataclasses.replace(
-            lease.registration, seconds=max(SHORTEST_SECONDS, min(MANAGE_SECONDS, policy.seconds_left))
-        )
-        lease.is_registered()
+        yield dataclasses.replace(registration, timeout=timeout)
+        buffer.mark_registered()
     except InferenceServerException as error:
-        if may_go_well_again(error) or error.status() == DEADLINE_EXCEEDED:
+        if is_retryable(error) or error.status() == DEADLINE_EXCEEDED:
             raise
         raise FaceServiceError(
-            f"the server does not take shared memory ({error.message()}): it must run on this machine, see "
-            "its /dev/shm and, from Triton 26.04, be started with --allow-client-shm=true; where it is "
-            "restricted, give its key in headers; shm=False does without",
+            f"the server does not accept shared memory ({error.message()}): run it on this machine with "
+            "access to its /dev/shm, from Triton 26.04 with --allow-client-shm=true; if the endpoint is "
+            "restricted, pass its key in headers; or use shm=False, which needs no shared memory",
             error.status(),
         ) from None
 
 
-def _forget_lost(transport: Transport) -> Generator[Action, Any, bool]:
-    """Have the server forget memory that is not used again; return whether it answers at all."""
-    for forgetting in transport.lost():
+def _unregister_regions(transport: Transport) -> Generator[Action, Any, bool]:
+    """Unregister the regions that are no longer used; return whether the server responds."""
+    for action in transport.pop_unregistrations():
         try:
-            yield forgetting
+            yield action
         except InferenceServerException as error:
             if error.status() == DEADLINE_EXCEEDED:
-                # The server hangs; nothing of it is to be had back.
                 return False
-            # Any other reason: it is gone already, with the server or with its region.
+            # After any other error the server no longer has the region.
             if REGION_IN_USE in (error.message() or ""):
-                transport.still_lost(forgetting)
+                transport.requeue_unregistration(action)
     return True
 
 
-def _blamed(error: InferenceServerException, rows: np.ndarray) -> dict[int, str]:
-    """Return the faces that a refusal names, by their index in the call."""
+def _rejected_faces(error: InferenceServerException, rows: NDArray[np.intp]) -> InvalidFaces:
+    """Return the invalid faces that an error message names, by their index in the call."""
     if error.status() != INVALID_ARGUMENT:
         return {}
-    named = {int(place): reason for place, reason in BLAMED.findall(error.message() or "")}
-    return {int(rows[place]): reason for place, reason in named.items() if place < len(rows)}
+    named = {int(index): reason for index, reason in INVALID_FACE.findall(error.message() or "")}
+    return {int(rows[index]): reason for index, reason in named.items() if index < len(rows)}
 
 
-def _as_ours(error: InferenceServerException) -> FaceServiceError:
+def _as_client_error(error: InferenceServerException) -> FaceServiceError:
     if isinstance(error, FaceServiceError):
         return error
-    message = error.message() or "no reason given"
+    message = error.message() or "the server gave no reason"
     if error.status() == DEADLINE_EXCEEDED:
         return DeadlineError(
-            "the server did not answer in time: give it longer with timeout or deadline, or look at its "
-            f"load with `triton-face info` ({message})",
+            "the server did not answer in time: raise timeout or deadline, or check the server's load with "
+            f"`triton-face info` ({message})",
             error.status(),
         )
-    kind = ServiceUnavailableError if may_go_well_again(error) else FaceServiceError
+    kind = ServiceUnavailableError if is_retryable(error) else FaceServiceError
     return kind(message, error.status())

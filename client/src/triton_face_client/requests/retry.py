@@ -1,8 +1,9 @@
-"""Which failed requests are sent again, and when.
+"""Which failed requests are sent again, and after which wait.
 
-Every request is a pure function of its faces, so that sending it twice does no harm. Sent again is what may
-go well the next time: a server that is not there, has stopped or is full. What the server refuses because of
-its content is never sent again, nor what timed out: that would load a slow server twice.
+A request is a pure function of its faces, so sending it twice does no harm. The client retries when a later
+try can succeed: the server is unreachable, is stopping or has full queues. It never retries a request that
+the server rejects for its content, nor a request that timed out, because a retry would double the load of a
+slow server.
 """
 
 import dataclasses
@@ -11,38 +12,43 @@ from collections.abc import Iterator
 
 from tritonclient.utils import InferenceServerException
 
-AWAY = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
-"""No server, one that stops, a full queue. A stopping server cancels what it has not answered."""
+RETRYABLE_STATUS = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
+"""Server unreachable or stopping, or queue full. A stopping server cancels requests in progress."""
 
-AWAY_MESSAGES = (
+RETRYABLE_MESSAGES = (
     "Exceeds maximum queue size",
-    # A Python model's process is gone (INTERNAL).
+    # INTERNAL: the stub process of a Python model has died.
     "Stub process",
-    # Models are unloaded while a server stops (NOT_FOUND); the client has seen this one before.
+    # NOT_FOUND: a stopping server has unloaded the model, which the client has used before.
     "Request for unknown model",
 )
-"""What Triton says with another status, and what passes all the same."""
+"""Triton's messages for temporary failures that have another status."""
 
-RESTRICTED = "This protocol is restricted"
-"""What Triton says, as UNAVAILABLE, to who lacks a header."""
+RESTRICTED_ENDPOINT = "This protocol is restricted"
+"""Start of Triton's UNAVAILABLE message for a caller without the key of a restricted endpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retry:
-    """How patient a request is.
+    """How long, and at which intervals, a request is sent again.
 
-    The waits are those of exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter",
-    AWS Architecture Blog, 2015): uniform between 0 and a bound that doubles.
+    Waits follow exponential backoff with full jitter: each wait is uniform between 0 and a bound that
+    doubles from try to try (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
 
     Parameters
     ----------
     seconds : float
-        How long a request may wait in all before its error is raised; 0 sends everything once. A server
-        that is started again is back within this, with its models loaded.
+        Total wait of a request before its error is raised; 0 sends every request once. The default covers
+        the restart of a server including the loading of its models.
     first : float
-        Bound of the first wait, seconds.
+        Bound of the first wait, in seconds.
     longest : float
-        Largest bound, seconds.
+        Largest bound, in seconds.
+
+    Raises
+    ------
+    ValueError
+        Unless ``seconds >= 0`` and ``0 < first <= longest``.
     """
 
     seconds: float = 60.0
@@ -50,24 +56,24 @@ class Retry:
     longest: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse times that cannot be."""
+        """Check the parameters."""
         if not (self.seconds >= 0 and 0 < self.first <= self.longest):
             raise ValueError(f"{self}: seconds is at least 0, first more than 0, longest at least first")
 
     def waits(self) -> Iterator[float]:
-        """Give the seconds to wait before each further try, until `seconds` are used up."""
+        """Yield the seconds to wait before each further try, until `seconds` are used up."""
         bound, left = self.first, self.seconds
         while left > 0:
             wait = min(random.uniform(0, bound), left)
             yield wait
-            # At least a bit is used up by each try, or a chain of short waits would never end.
+            # Each try uses up a minimum, so that a series of short waits ends.
             left -= max(wait, 0.1 * bound)
             bound = min(2 * bound, self.longest)
 
 
-def may_go_well_again(error: InferenceServerException) -> bool:
-    """Tell whether the same request may be answered the next time."""
+def is_retryable(error: InferenceServerException) -> bool:
+    """Return whether the same request may succeed on another try."""
     message = error.message() or ""
-    if message.startswith(RESTRICTED):
+    if message.startswith(RESTRICTED_ENDPOINT):
         return False
-    return error.status() in AWAY or any(passing in message for passing in AWAY_MESSAGES)
+    return error.status() in RETRYABLE_STATUS or any(part in message for part in RETRYABLE_MESSAGES)

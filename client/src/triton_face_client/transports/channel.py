@@ -1,4 +1,4 @@
-"""Where the service is and how to get in: addresses, TLS, the channel's options."""
+"""The gRPC channel: addresses, TLS and channel options."""
 
 import dataclasses
 import re
@@ -13,26 +13,25 @@ ADDRESS = re.compile(r"(?P<host>[^/\[\]:\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5
 TARGET = re.compile(r"(dns|ipv4|ipv6|unix|xds):.+")
 
 RECONNECT_MS = 2000
-"""Longest pause between two tries to reach a server that is away; gRPC's own would be two minutes."""
+"""Maximum wait between attempts to connect to an unreachable server; gRPC's default is two minutes."""
 
 RESOLVE_MS = 5000
-"""Least time between two look-ups of a name, for which gRPC has half a minute: new pods get work sooner, and
-those that are gone are let go of."""
+"""Minimum time between two DNS look-ups of a name; gRPC's default, 30 s, would find new pods late."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """An encrypted connection, and with a certificate of the client's own a mutual one (mTLS).
+    """TLS encryption; with a client certificate, mutual TLS (mTLS).
 
     Parameters
     ----------
     root_certificates : path, optional
-        PEM file of the authorities that the server's certificate is checked against; without it the
-        system's.
+        PEM file of the certificate authorities that may sign the server's certificate; by default gRPC's
+        built-in ones.
     certificate_chain, private_key : path, optional
-        PEM files of the client's own certificate; both or neither.
+        PEM files of the client's certificate and key; both or neither.
     server_name : str, optional
-        The name in the server's certificate, where the address has another.
+        Name in the server's certificate, if the address has another.
     """
 
     root_certificates: str | Path | None = None
@@ -41,7 +40,7 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files; a ValueError names the one that cannot be read."""
+        """Read the files; raise a ValueError for a file that cannot be read."""
         if (self.certificate_chain is None) != (self.private_key is None):
             raise ValueError("certificate_chain and private_key belong together: give both or neither")
         return grpc.ssl_channel_credentials(
@@ -52,23 +51,23 @@ class Tls:
 
 
 def target(url: str | Sequence[str]) -> str:
-    """Return gRPC's name for one address or several.
+    """Return the gRPC target of one address or several.
 
     Parameters
     ----------
     url : str or sequence of str
-        ``HOST:PORT`` each, or one target in gRPC's own syntax, such as ``dns:///faces.lab:8001``, whose name
-        gRPC resolves again whenever a connection is lost. The names of several addresses are resolved here
-        and now.
+        ``HOST:PORT`` each, or one target in gRPC's syntax, such as ``dns:///faces.lab:8001``. gRPC resolves
+        the name of a single address again whenever a connection is lost. The names of several addresses are
+        resolved once, by this function.
 
     Raises
     ------
     ValueError
-        When an address is none, or the host of one of several is not known.
+        If an address is malformed, or a host among several cannot be resolved to an IPv4 address.
     """
     addresses = [url] if isinstance(url, str) else list(url)
     if not addresses:
-        raise ValueError("no address given: url is HOST:PORT, or a sequence of them")
+        raise ValueError("no address given: url is HOST:PORT, or a sequence of HOST:PORT")
     for address in addresses:
         if not (ADDRESS.fullmatch(address) or (len(addresses) == 1 and TARGET.fullmatch(address))):
             raise ValueError(
@@ -82,7 +81,7 @@ def target(url: str | Sequence[str]) -> str:
 def channel_options(
     url: str | Sequence[str], tls: Tls | None, keepalive: KeepAliveOptions
 ) -> list[tuple[str, str | int]]:
-    """Return the channel's options: tritonclient's own, turns among addresses, quick reconnection."""
+    """Return the channel options: tritonclient's, round robin over the addresses, quick reconnection."""
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
         ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
@@ -94,15 +93,15 @@ def channel_options(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
         ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS),
-        # A channel of its own for each client: gRPC would otherwise share one that another client's
-        # failures have put on hold.
+        # Connections of this client only. Clients of one process otherwise share them, together with the
+        # reconnection backoff that another client's failures have caused.
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if tls is None:
         return options
     name = tls.server_name
     if name is None and not isinstance(url, str) and len(url) > 1:
-        # Resolved addresses have no name; the certificate has that of the first one.
+        # The target has IP addresses; the certificate has the name of the first address.
         name = _host(url[0])
     return options + ([("grpc.ssl_target_name_override", name)] if name else [])
 
@@ -112,7 +111,7 @@ def _resolved(address: str) -> str:
     try:
         found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
-        raise ValueError(f"the host of {address!r} is not known as an IPv4 address: {error}") from error
+        raise ValueError(f"the host of {address!r} cannot be resolved to an IPv4 address: {error}") from error
     return f"{found[0][4][0]}:{port}"
 
 

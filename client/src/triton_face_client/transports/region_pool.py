@@ -1,4 +1,4 @@
-"""Pieces of memory that the server knows by name: one for each request in flight, used again and again."""
+"""A pool of shared-memory regions: one region per request in flight, reused by later requests."""
 
 import bisect
 import contextlib
@@ -8,106 +8,117 @@ from typing import Generic, Protocol, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.transports.messages import INVALID_ARGUMENT, Manage
+from triton_face_client.errors import INVALID_ARGUMENT
+from triton_face_client.transports.base import ManageRegion
 
-GRANULE = 2**20
-"""Bytes. Regions are whole multiples, so that requests of nearly one size share them."""
+SIZE_MULTIPLE = 2**20
+"""Bytes. Region sizes are multiples of it, so that requests of similar size can share regions."""
 
 
-class NamedRegion(Protocol):
-    """What a pool is of."""
+class Region(Protocol):
+    """Shared memory with the name under which it is registered with the server.
+
+    Attributes
+    ----------
+    name : str
+        Name of the region.
+    size : int
+        Bytes.
+    registration_sent : bool
+        Whether the server may have registered the region.
+    """
 
     name: str
     size: int
-    was_announced: bool
+    registration_sent: bool
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the memory."""
 
 
-R = TypeVar("R", bound=NamedRegion)
+RegionT = TypeVar("RegionT", bound=Region)
 
 
-class RegionPool(Generic[R]):
-    """A pool of regions, for any number of threads.
+class RegionPool(Generic[RegionT]):
+    """A thread-safe pool of regions.
 
     Parameters
     ----------
-    make : callable
-        Makes a region of a size in bytes.
-    forget : str
-        tritonclient's method that has the server forget a region.
+    create_region : callable
+        Creates a region of a size in bytes.
+    unregister_method : str
+        Name of tritonclient's method that unregisters a region.
     """
 
-    def __init__(self, make: Callable[[int], R], forget: str) -> None:
-        self._make = make
-        self._forget = forget
-        self._free: list[R] = []  # smallest first
-        self._lost: list[Manage] = []
+    def __init__(self, create_region: Callable[[int], RegionT], unregister_method: str) -> None:
+        self._create_region = create_region
+        self._unregister_method = unregister_method
+        self._free: list[RegionT] = []  # in ascending order of size
+        self._unregistrations: list[ManageRegion] = []
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def borrowed(self, size: int) -> Iterator[R]:
-        """Lend a region of at least `size` bytes.
+    def acquire_region(self, size: int) -> Iterator[RegionT]:
+        """Provide a region of at least `size` bytes until the context ends.
 
-        After a failure it is not used again: the server may still be at work in it, or know it no longer. A
-        refusal is an answer.
+        The region is reused after a response, including a rejection for invalid faces. After any other error
+        it is discarded: the server may still write to it, or may have restarted without it.
         """
-        region = self._take(size) or self._make(-(-size // GRANULE) * GRANULE)
-        answered = False
+        region = self._pop_free(size) or self._create_region(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        is_reusable = False
         try:
             yield region
-            answered = True
+            is_reusable = True
         except InferenceServerException as error:
-            answered = error.status() == INVALID_ARGUMENT
+            is_reusable = error.status() == INVALID_ARGUMENT
             raise
         finally:
-            if answered:
+            if is_reusable:
                 with self._lock:
                     bisect.insort(self._free, region, key=_size)
             else:
-                self._let_go(region)
+                self._discard(region)
 
     def close(self) -> None:
-        """Let go of all that nobody has borrowed."""
+        """Discard all free regions."""
         with self._lock:
             regions, self._free = self._free, []
         for region in regions:
-            self._let_go(region)
+            self._discard(region)
 
-    def lost(self) -> list[Manage]:
-        """Return how the server forgets the regions that are not used again, once."""
+    def pop_unregistrations(self) -> list[ManageRegion]:
+        """Return and clear the actions that unregister discarded regions."""
         with self._lock:
-            lost, self._lost = self._lost, []
-        return lost
+            actions, self._unregistrations = self._unregistrations, []
+        return actions
 
-    def still_lost(self, forgetting: Manage) -> None:
-        """Note that the server has kept a region for now."""
+    def requeue_unregistration(self, action: ManageRegion) -> None:
+        """Keep an action for another try, because the server still uses the region."""
         with self._lock:
-            self._lost.append(forgetting)
+            self._unregistrations.append(action)
 
     @property
-    def has_lost(self) -> bool:
-        """Tell whether the server has kept a region."""
-        return bool(self._lost)
+    def has_unregistrations(self) -> bool:
+        """Whether discarded regions are left that the server may have registered."""
+        return bool(self._unregistrations)
 
-    def _take(self, size: int) -> R | None:
+    def _pop_free(self, size: int) -> RegionT | None:
         with self._lock:
-            smallest = bisect.bisect_left(self._free, size, key=_size)
-            if smallest < len(self._free):
-                return self._free.pop(smallest)
-            # A larger one takes the place of the smallest: requests that grow do not pile regions up.
-            small = self._free.pop(0) if self._free else None
-        if small is not None:
-            self._let_go(small)
+            smallest_fit = bisect.bisect_left(self._free, size, key=_size)
+            if smallest_fit < len(self._free):
+                return self._free.pop(smallest_fit)
+            # All free regions are too small. The caller creates one; the smallest is discarded, so that
+            # requests of growing size do not accumulate regions.
+            too_small = self._free.pop(0) if self._free else None
+        if too_small is not None:
+            self._discard(too_small)
         return None
 
-    def _let_go(self, region: R) -> None:
+    def _discard(self, region: RegionT) -> None:
         region.close()
-        if region.was_announced:
-            with self._lock:
-                self._lost.append(Manage(self._forget, {"name": region.name}))
+        if region.registration_sent:
+            self.requeue_unregistration(ManageRegion(self._unregister_method, {"name": region.name}))
 
 
-def _size(region: NamedRegion) -> int:
+def _size(region: Region) -> int:
     return region.size

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from triton_face_client.requests.faces import LARGEST_SHARE
+from triton_face_client.requests.faces import MAX_NORMALIZED_LANDMARK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,7 +255,7 @@ def _of_columns(table: "pa.Table", path: Path) -> FaceTable:
 def _check_pixels(landmarks: np.ndarray, path: Path) -> None:
     """Refuse shares of the image, as MediaPipe gives landmarks, where pixels belong."""
     largest = np.fmax.reduce(landmarks, axis=None, initial=0.0)
-    if 0 < largest <= LARGEST_SHARE:
+    if 0 < largest <= MAX_NORMALIZED_LANDMARK:
         raise TableError(
             f"{path}: no landmark is larger than {largest:.2f}, so they are shares of the image: multiply "
             "them by its width and height"

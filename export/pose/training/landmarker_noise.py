@@ -1,6 +1,6 @@
-"""What 2D landmarkers do to the true projections: sliding contours, habits and jitter.
+"""Errors of 2D landmarkers: jaw points that slide to the silhouette, systematic offsets, and jitter.
 
-All sizes are relative to the outer eye distance as a frontal view at the same depth would show it.
+Sizes are in eye distances: the distance of the outer eye corners in a frontal view at the same depth.
 """
 
 import torch
@@ -10,44 +10,44 @@ from export.pose.training.head import JAW, JAW_STEPS
 REGIONS = (
     (0, 17), (17, 22), (22, 27), (27, 31), (31, 36), (36, 42), (42, 48), (48, 68),
 )  # fmt: skip
-"""Landmarks that are misplaced together: jaw, brows, bridge, nose base, eyes, mouth."""
+"""Ranges of landmarks with a common offset: jaw, brows, nose bridge, nose base, eyes, mouth."""
 
 JITTER = 0.02
-"""Largest standard deviation of independent noise."""
+"""Largest standard deviation of the independent noise of a face."""
 
-POINT_HABIT = 0.008
-"""Standard deviation of a landmarker's own idea of where a point is, drawn per face and point."""
+POINT_OFFSET = 0.008
+"""Standard deviation of a landmarker's offset, drawn for each face and point."""
 
-TRAINING_HABIT = 0.02
-"""The same while training: a network that trusts single points less carries over better to real faces."""
+TRAINING_POINT_OFFSET = 0.02
+"""Used in training instead. A network that relies less on single points is more accurate on real faces."""
 
-REGION_BIAS = 0.008
-"""Standard deviation of the shift of a region as a whole."""
+REGION_OFFSET = 0.008
+"""Standard deviation of the common offset of a region."""
 
-CONTOUR_PULL = 0.04
-"""Standard deviation of the contour's scale about the centre of the face (pulled in or out)."""
+CONTOUR_SCALE = 0.04
+"""Standard deviation of the factor, about 1, that scales the jaw contour about the nose."""
 
 CONTOUR_SHIFT = 0.25
-"""Standard deviation, in landmark spacings, by which contour points wander along the contour."""
+"""Standard deviation, in landmark spacings, of the shift of jaw points along the contour."""
 
-CONTOUR_SMOOTHNESS = 2.0
-"""Number of spacings over which contour points wander together."""
+CONTOUR_SHIFT_LENGTH = 2.0
+"""Correlation length of that shift, in landmark spacings."""
 
 
 def slide_contour(projected: torch.Tensor, sideways: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-    """Let contour points slide to the visible silhouette.
+    """Move jaw points towards the visible silhouette.
 
-    On a turned head the far side of the jaw hides behind the cheek. A 2D landmarker then marks the
-    outline it sees: the outermost of the surface points between the jaw and the middle of the face.
+    On a turned head the cheek hides the far side of the jaw. A 2D landmarker then marks the visible outline:
+    the outermost of the surface points between the jaw and the middle of the face.
 
     Parameters
     ----------
     projected : Tensor, shape (N, 68 + 17 * steps, 2)
-        Projections of the landmarks and of the slide targets, step by step.
+        Projections of the landmarks, then of `HeadModel`'s slide targets, step by step.
     sideways : Tensor, shape (N, 2)
         Image direction of the head's x axis.
     strength : Tensor, shape (N,)
-        0 (the jaw point itself, as a 3D landmarker gives it) to 1 (fully on the silhouette).
+        0 (the jaw point, as a 3D landmarker marks it) to 1 (the silhouette).
 
     Returns
     -------
@@ -69,23 +69,23 @@ def slide_contour(projected: torch.Tensor, sideways: torch.Tensor, strength: tor
     return torch.cat([moved, landmarks[:, count:]], dim=1)
 
 
-def disturb(
+def add_noise(
     landmarks: torch.Tensor,
     scale: torch.Tensor,
     generator: torch.Generator,
-    point_habit: float = POINT_HABIT,
+    point_offset: float = POINT_OFFSET,
 ) -> torch.Tensor:
-    """Add a landmarker's contour convention, habits, regional bias and jitter.
+    """Add the shift of the contour, offsets of points and regions, and jitter.
 
     Parameters
     ----------
     landmarks : Tensor, shape (N, 68, 2)
     scale : Tensor, shape (N,)
-        Length of one eye distance in the image.
+        Eye distance in the image.
     generator : torch.Generator
         Source of randomness.
-    point_habit : float
-        Takes the place of `POINT_HABIT`.
+    point_offset : float
+        Standard deviation of the offset of each point, in eye distances.
 
     Returns
     -------
@@ -97,12 +97,12 @@ def disturb(
         return torch.randn(*shape, generator=generator)
 
     jitter = JITTER * torch.rand(count, 1, 1, generator=generator) ** 2
-    displacement = jitter * normal(count, 68, 2) + point_habit * normal(count, 68, 2)
-    bias = REGION_BIAS * normal(count, len(REGIONS), 2)
+    displacement = jitter * normal(count, 68, 2) + point_offset * normal(count, 68, 2)
+    bias = REGION_OFFSET * normal(count, len(REGIONS), 2)
     displacement = displacement + bias[:, _region_of_landmark()]
-    contour = _wander(landmarks[:, JAW], normal(count, JAW.stop))
+    contour = _shift_along(landmarks[:, JAW], normal(count, JAW.stop))
     middle = landmarks[:, 27:36].mean(dim=1, keepdim=True)
-    contour = middle + (contour - middle) * (1 + CONTOUR_PULL * normal(count, 1, 1))
+    contour = middle + (contour - middle) * (1 + CONTOUR_SCALE * normal(count, 1, 1))
     moved = torch.cat([contour, landmarks[:, JAW.stop :]], dim=1)
     return moved + scale[:, None, None] * displacement
 
@@ -112,15 +112,15 @@ def _region_of_landmark() -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(REGIONS)), lengths)
 
 
-def _wander(contour: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+def _shift_along(contour: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     """Move contour points along their polyline by a smooth random number of spacings.
 
-    `normal` ``[N, 17]`` is standard normal. Neighbours move together, and both sides nearly alike;
-    beyond the ends the last segments are extended.
+    `normal` ``[N, 17]`` is standard normal. The shifts of neighbours are correlated, and both sides move
+    almost symmetrically. Beyond its ends the polyline continues straight.
     """
     last = contour.shape[1] - 1
     index = torch.arange(last + 1.0)
-    smoothing = torch.exp(-((index[:, None] - index) ** 2) / (2 * CONTOUR_SMOOTHNESS**2))
+    smoothing = torch.exp(-((index[:, None] - index) ** 2) / (2 * CONTOUR_SHIFT_LENGTH**2))
     smoothing = smoothing / smoothing.norm(dim=1, keepdim=True)
     offset = normal @ smoothing.T
     symmetric = (offset - offset.flip(1)) / 2**0.5

@@ -1,11 +1,11 @@
-"""Faces with reference angles, read from an NPZ or a CSV file.
+"""Reading landmarks with reference angles from an NPZ or CSV file.
 
 - NPZ: ``landmarks`` ``[N, 68, 2]`` and ``angles_deg`` ``[N, 3]``.
-- CSV with a header: columns ``x_0 … x_67``, ``y_0 … y_67``, ``pitch_deg``, ``roll_deg``,
-  ``yaw_deg``, one face a row; other columns are ignored.
+- CSV with a header and one face per row: columns ``x_0 … x_67``, ``y_0 … y_67``, ``pitch_deg``,
+  ``roll_deg``, ``yaw_deg``; other columns are ignored.
 
-Landmarks are in any unit, y down. Angles are degrees of the raw frame: Pitch = a, Roll = b and
-Yaw = c of ``R = Rz(c) · Ry(b) · Rx(a)``.
+Landmarks are in any unit, y down. Angles are raw angles in degrees: Pitch = a, Roll = b and Yaw = c of
+``R = Rz(c) · Ry(b) · Rx(a)``.
 """
 
 import csv
@@ -27,7 +27,7 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     path : Path
-        A ``.npz`` or ``.csv`` file of the layout above.
+        A ``.npz`` or ``.csv`` file in the layout above.
 
     Returns
     -------
@@ -38,19 +38,18 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ExportError
-        When the file cannot be read, lacks a column or a key, is empty, or holds a face without
-        a pose.
+        When the file cannot be read, lacks a column or array, has no face, or has a face without a pose.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ExportError(f"{path}: faces are read from .npz or .csv files")
+        raise ExportError(f"{path}: faces must be in a .npz or .csv file")
     try:
         landmarks, angles = reader(path)
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
     if not len(landmarks):
-        raise ExportError(f"{path} holds no face")
+        raise ExportError(f"{path} has no face")
     check_landmarks(landmarks, str(path))
     finite = np.isfinite(angles).all(axis=1)
     if not finite.all():
@@ -66,7 +65,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except KeyError as error:
         raise ExportError(f"{path} needs the arrays landmarks and angles_deg ({error.args[0]})") from error
     except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ExportError(f"{path} is not a whole NPZ file of numbers ({error})") from error
+        raise ExportError(f"{path} is not a complete NPZ file of numbers ({error})") from error
     if landmarks.ndim != 3 or landmarks.shape[1:] != (68, 2) or angles.shape != (len(landmarks), 3):
         raise ExportError(
             f"{path}: landmarks must be [N, 68, 2] and angles_deg [N, 3]; they are "

@@ -1,12 +1,14 @@
-"""The geometric baseline: the mean head's rigid pose from the 68 points alone, without learning.
+"""Geometric baselines: the pose of the rigid mean head that fits the 68 points best, without learning.
 
-Two classical least-squares fits of the mean head to the image points:
+There are two least-squares fits of the mean head to the image points:
 
-- ``procrustes``: scaled orthographic (weak perspective), rotation, scale and shift in the image;
-- ``pnp``: full perspective (Perspective-n-Point), with the inverse distance as one more unknown.
+- ``procrustes`` (Procrustes analysis): rotation, scale and shift under scaled orthographic projection, which
+  ignores perspective;
+- ``pnp`` (Perspective-n-Point): the same under perspective projection; the inverse camera distance is
+  another unknown.
 
-Both are solved for all faces at once by Levenberg-Marquardt, from a frontal start and from the
-rotation nearest to the best affine map; the better solution counts.
+Levenberg-Marquardt solves them for all faces at once, from a frontal start and from the rotation nearest to
+the best affine map. The better of both solutions is returned.
 """
 
 import numpy as np
@@ -20,11 +22,11 @@ DIFFERENCE = 1e-6
 """Step of the numerical derivatives."""
 
 NEAREST = 15.0
-"""Smallest camera distance that the perspective fit may take, in head units."""
+"""Smallest camera distance of the perspective fit, in head units."""
 
 
-def baseline_angles(landmarks: np.ndarray, method: str = "procrustes") -> np.ndarray:
-    """Fit the mean head to each face.
+def fitted_angles(landmarks: np.ndarray, method: str = "procrustes") -> np.ndarray:
+    """Return the pose of the mean head that fits each face best.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ def baseline_angles(landmarks: np.ndarray, method: str = "procrustes") -> np.nda
 
 
 def _starts(head: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``[N, 7]`` starts: frontal with the eyes' tilt, and nearest to the affine map."""
+    """Return two starts ``[N, 7]``: frontal with the tilt of the eyes, and nearest to the affine map."""
     frontal = np.zeros((len(faces), 7))
     eyes = faces[:, 45] - faces[:, 36]
     frontal[:, 2] = np.arctan2(eyes[:, 1], eyes[:, 0])
@@ -67,7 +69,7 @@ def _starts(head: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _rotations(angles: np.ndarray) -> np.ndarray:
-    """Return ``Rz(c) · Ry(b) · Rx(a)`` of angles a, b, c ``[N, 3]``."""
+    """Return rotations ``Rz(c) · Ry(b) · Rx(a)``, ``[N, 3, 3]``, of angles a, b, c ``[N, 3]``."""
     (sa, sb, sc), (ca, cb, cc) = np.sin(angles).T, np.cos(angles).T
     zero, one = np.zeros_like(sa), np.ones_like(sa)
 
@@ -89,16 +91,16 @@ def _angles(rotations: np.ndarray) -> np.ndarray:
 
 
 def _residuals(head: np.ndarray, faces: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Return the image residuals ``[N, 136]``.
+    """Return image residuals ``[N, 136]``.
 
-    Parameters are three angles, the log of the scale, the shift, and for PnP the inverse distance.
+    `parameters` are three angles, the logarithm of the scale, the shift, and for PnP the inverse distance.
     """
-    turned = head @ _rotations(parameters[:, :3]).transpose(0, 2, 1)
-    seen = np.exp(parameters[:, 3])[:, None, None] * turned[..., :2]
+    rotated = head @ _rotations(parameters[:, :3]).transpose(0, 2, 1)
+    projected = np.exp(parameters[:, 3])[:, None, None] * rotated[..., :2]
     if parameters.shape[1] == 7:
         inverse = np.clip(parameters[:, 6], 0.0, 1.0 / NEAREST)
-        seen = seen / (1.0 + turned[..., 2:] * inverse[:, None, None])
-    return (seen + parameters[:, None, 4:6] - faces).reshape(len(faces), -1)
+        projected = projected / (1.0 + rotated[..., 2:] * inverse[:, None, None])
+    return (projected + parameters[:, None, 4:6] - faces).reshape(len(faces), -1)
 
 
 def _cost(head: np.ndarray, faces: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def _cost(head: np.ndarray, faces: np.ndarray, parameters: np.ndarray) -> np.nda
 
 
 def _minimise(head: np.ndarray, faces: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Run Levenberg-Marquardt (Marquardt 1963) on every face at once."""
+    """Run Levenberg-Marquardt (Marquardt 1963) on all faces at once."""
     parameters, damping = start.copy(), np.full(len(start), 1e-3)
     residuals = _residuals(head, faces, parameters)
     for _ in range(ITERATIONS):

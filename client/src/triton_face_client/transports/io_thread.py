@@ -1,0 +1,97 @@
+"""The thread in which the blocking client calls gRPC.
+
+The caller's thread makes no gRPC calls. There, Ctrl-C raises KeyboardInterrupt between any two steps of
+Python code; inside gRPC's Python code it would leave a lock of gRPC acquired, and the next call would block
+forever.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from triton_face_client.transports.base import Callback
+
+T = TypeVar("T")
+
+
+class IoThread:
+    """A daemon thread that runs functions one after the other."""
+
+    def __init__(self) -> None:
+        self._functions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._in_flight: set[object] = set()
+        self._start()
+
+    def submit(self, function: Callable[[], Any], callback: Callback) -> None:
+        """Run a function in the thread; the thread then runs `callback`."""
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                callback(None, error)
+            else:
+                callback(result, None)
+
+        self._put(run)
+
+    def submit_async(self, function: Callable[[Callback], Any], callback: Callback) -> None:
+        """Run a function in the thread that starts an asynchronous call, such as `async_infer`.
+
+        The function receives the callback of that call. gRPC runs `callback` in one of its threads.
+        """
+        token = object()
+        self._in_flight.add(token)
+
+        def finish(result: Any, error: Exception | None) -> None:
+            self._in_flight.discard(token)
+            callback(result, error)
+
+        def run() -> None:
+            try:
+                function(finish)
+            except Exception as error:
+                finish(None, error)
+
+        self._put(run)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the thread, wait for it, and return its result or raise its error."""
+        outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self.submit(function, lambda result, error: outcome.put((result, error)))
+        result: T
+        result, error = outcome.get()
+        if error is not None:
+            raise error
+        return result
+
+    def drain(self, seconds: float) -> None:
+        """Wait until all asynchronous calls have ended, for at most `seconds`."""
+        end = time.monotonic() + seconds
+        while self._in_flight and time.monotonic() < end:
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """End the thread after the functions submitted so far."""
+        self._functions.put(None)
+
+    def _put(self, function: Callable[[], None]) -> None:
+        if not self._thread.is_alive():  # in the child process after a fork
+            self._start()
+        self._functions.put(function)
+
+    def _start(self) -> None:
+        # A daemon, so that a client that was not closed does not keep the process alive.
+        self._thread = threading.Thread(
+            target=_run_functions, args=(self._functions,), daemon=True, name="triton-face-io"
+        )
+        self._thread.start()
+
+
+def _run_functions(functions: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+    while (function := functions.get()) is not None:
+        function()
+        # Its last function must not keep a client alive that nobody uses any more.
+        del function
