@@ -104,6 +104,7 @@ def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_the_cpu_profile_is_warm_and_gives_the_same_bits(
     tuned: LocalServer, certificates: Path, client: FaceFeatureClient
 ):
@@ -120,6 +121,7 @@ def test_the_cpu_profile_is_warm_and_gives_the_same_bits(
         np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_sound_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
     done = accept(
         "oracle or hog or torch or metadata or their_own_faces or metrics",
@@ -192,6 +194,7 @@ responses.reverse()
 """One reason for a refusal is ignored, and the requests of a batch get each other's answers."""
 
 
+@pytest.mark.slow
 def test_a_wrong_server_fails_in_the_rows_of_its_faults(repository: Path, tmp_path: Path):
     """Another fill, another norm in HOG, other pose weights and a wrong `execute`, each in its own rows."""
     wrong = shutil.copytree(repository, tmp_path / "wrong")
