@@ -1,17 +1,18 @@
 # make demo     set up, start a real server, send a photograph through it, save a picture
-# make test     set up, build the models, lint, test against a real server
+# make test     set up, build the models, lint, test against real servers, 5 minutes on two cores after the set-up
+# make test-all make test, then restarts, overload, packaging, deploy-check and container-check, 20 minutes more
 # make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
-# make deploy-check  serve.sh, probes, manifests, rules, dashboard: all that can be tested without a cluster, 9 minutes
-# make container-check  build the image on a stand-in for NVIDIA's and run it, 5 to 12 minutes; needs root and Debian's apt-get
+# make deploy-check  serve.sh, probes, manifests, alert rules, dashboard, without a cluster, 9 minutes
+# make container-check  build the image on a substitute for NVIDIA's and run it, 5 to 12 minutes; needs root and Debian's apt-get
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
 # make monitoring  write what follows from the rules and the dashboard's panels
 # make capacity simulate a fleet with the autoscaler under a rise of the load, 5 minutes
 # make parity   compare with py-feat itself, in an environment of its own
-# make chaos    crashes, overload, stops and 20,000 hostile requests: what docs/reliability.md promises, 8 minutes
-# make soak     30 minutes of load: does memory grow? SOAK_MINUTES
+# make chaos    measure crashes, overload, stops and 20,000 hostile requests for docs/reliability.md, 8 minutes
+# make soak     measure memory under load for 30 minutes (SOAK_MINUTES=30) and with a deliberate leak for 3
 # make docs     all pages, the client's API reference and a search as a static site, build/site/index.html; Python 3.11 or newer
 # make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
 # make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
@@ -21,6 +22,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SOAK_MINUTES ?= 30
+# Each test process starts its own server. --dist loadscope keeps a module's tests in one process.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadscope
 BIN := $(VENV)/bin
 PARITY_BIN := $(VENV)-parity/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -37,8 +40,8 @@ PERF_IMAGE ?= triton-face-perf:$(VERSION)
 TRITON_VERSION ?= 26.07-py3
 POSE_WEIGHTS ?= export/checkpoints/pose_mlp.safetensors
 
-.PHONY: demo test accept lint serve models install parity bench gpu-check chaos soak docs api-docs clean
-.PHONY: deploy-check container-check image perf-image monitoring capacity autoscaling FORCE
+.PHONY: demo test test-all test-slow accept lint serve models install parity bench gpu-check chaos soak docs api-docs
+.PHONY: clean deploy-check container-check image perf-image monitoring capacity autoscaling FORCE
 
 demo: $(BIN)/.installed models
 	$(BIN)/python -m deploy.local.demo
@@ -47,7 +50,16 @@ serve: $(BIN)/.installed models
 	@exec $(BIN)/python -m deploy.local
 
 test: lint models $(DEBIAN)/.prometheus
-	$(BIN)/python -m pytest --ignore=tests/deploy --ignore=tests/container
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --ignore=tests/deploy --ignore=tests/container
+
+# One after the other also with make --jobs: they would share two cores and miss their time limits.
+test-all: test
+	$(MAKE) test-slow
+	$(MAKE) deploy-check
+	$(MAKE) container-check
+
+test-slow: $(BIN)/.installed-test models $(DEBIAN)/.prometheus
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --ignore=tests/deploy --ignore=tests/container
 
 accept: $(BIN)/.installed-test
 	@test -n "$(SERVER)" || { echo "make accept: SERVER=HOST:PORT names the gRPC endpoint of the server"; exit 1; }

@@ -32,6 +32,7 @@ def job(repository: Path) -> Job:
     return Job("cpu", SIZES["tiny"], repository)
 
 
+@pytest.mark.slow
 def test_dry_run_runs_every_step(tmp_path: Path):
     finished = gpu_check("--device", "cpu", "--results", str(tmp_path))
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -1,9 +1,9 @@
-"""When two answers for the same faces agree: to the bit on a CPU, within rounding on a GPU.
+"""Comparison of two responses for the same faces: bit-identical on a CPU, within rounding on a GPU.
 
-The tests send the same face alone, in a batch, as bytes and beside other requests. On a CPU its answers
-have the same bits. On a GPU the matrix products of another batch size may round differently, in the warp's
-sampling grid and in the pose network. AFFINE, ALIGNED_LANDMARKS and MASK are computed on the CPU by every
-server and stay exact.
+The tests send the same face alone, in a batch, as UINT8 and concurrently with other requests. On a CPU the
+outputs are bit-identical. On a GPU, matrix products of another batch size may round differently: in the
+warp's sampling grid and in the pose network. AFFINE, ALIGNED_LANDMARKS and MASK are always computed on the
+CPU and stay exact.
 """
 
 from collections.abc import Mapping, Set
@@ -16,7 +16,7 @@ MODELS_OF = {
     "HOG": {"align_mask", "hog"},
     "POSE": {"pose_mlp"},
 }
-"""Output -> the models on whose devices its bits depend. The other outputs are computed on the CPU always."""
+"""Output -> the models on whose devices its bits depend. The other outputs are always computed on the CPU."""
 
 POSE_TOLERANCE = 1e-5
 """Absolute and relative; the difference between two versions of ONNX Runtime was 7.6e-6."""
@@ -24,31 +24,31 @@ POSE_TOLERANCE = 1e-5
 VALUE_TOLERANCE = 2e-4
 """Of pixels in [0, 1] and HOG features: the rounding of a float32 sampling position."""
 
-LEAST_EQUAL_VALUES = 0.95
-"""Fraction of a face's values that must be within the tolerance on a GPU. A pixel on the frame's border may
-become fill, and rounding may move a pixel's gradient to the next orientation bin, which changes up to 128 of
-the 5,408 features. Of two different faces far fewer values agree."""
+MIN_EQUAL_FRACTION = 0.95
+"""Fraction of a face's values that must be within the tolerance on a GPU. Rounding may turn a pixel on the
+frame's border into the fill value and may move a gradient to the next orientation bin, which changes up to
+128 of the 5,408 features. Two different faces agree in a much smaller fraction."""
 
 
 def inexact_outputs(models_on_gpu: Set[str]) -> frozenset[str]:
-    """Return the outputs that may differ in their last bits from request to request."""
+    """Return the outputs that may differ in their last bits between requests."""
     return frozenset(name for name, models in MODELS_OF.items() if models & models_on_gpu)
 
 
 def assert_agree(
-    answer: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], inexact: Set[str]
+    response: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], inexact: Set[str]
 ) -> None:
-    """Assert that two answers for the same faces agree.
+    """Assert that two responses for the same faces agree.
 
     Parameters
     ----------
-    answer, expected : mapping of str to ndarray
+    response, expected : mapping of str to ndarray
         Output -> its rows, one per face. They have the same outputs.
     inexact : set of str
-        Outputs that are compared within rounding; of the others every bit counts.
+        Outputs that are compared within rounding. The others must be bit-identical.
     """
-    assert set(answer) == set(expected)
-    for name, rows in answer.items():
+    assert set(response) == set(expected)
+    for name, rows in response.items():
         if name not in inexact:
             np.testing.assert_array_equal(rows, expected[name], err_msg=name)
         elif name == "POSE":
@@ -57,7 +57,7 @@ def assert_agree(
             )
         else:
             fractions = equal_fractions(rows, expected[name])
-            assert fractions.min(initial=1.0) >= LEAST_EQUAL_VALUES, f"{name}: {fractions}"
+            assert fractions.min(initial=1.0) >= MIN_EQUAL_FRACTION, f"{name}: {fractions}"
 
 
 def equal_fractions(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The server under test, and the table of what was checked.
+"""The server under test and the table of results.
 
-With `--server` the tests send requests to the server at that address and change nothing there; without, they
-use the local server of the test session.
+With `--server` the tests send requests to that address and change nothing there. Without it they use the
+shared local server.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 
 from tests.acceptance import agreement
-from tests.acceptance.table import table
-from tests.acceptance.target import Facts, NotOurServerError, Target, examine
+from tests.acceptance.acceptance_table import table
+from tests.acceptance.target import ServerInfo, Target, WrongServerError, read_server_info
 from triton_face_client import FaceFeatureClient, Tls
 
 ROWS = pytest.StashKey[list[str]]()
-"""The rows of the table, in the order of the tests."""
+"""First column of the table, in the order of the tests."""
 
-FACTS = pytest.StashKey[Facts]()
-"""Of the server that `--server` names."""
+SERVER_INFO = pytest.StashKey[ServerInfo]()
+"""Description of the server that `--server` names."""
 
 ROW = "acceptance"
-"""The property of a test report that holds its row of the table."""
+"""The user property of a test report that names its row of the table."""
 
 AssertAgree = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
 
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
-    """Give the address of the server under test."""
+    """Return the address of the server under test."""
     if request.config.getoption("server"):
         return _named_target(request.config)
     local = request.getfixturevalue("server")
@@ -39,25 +39,25 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture(scope="session")
 def client(target: Target) -> Iterator[FaceFeatureClient]:
-    """Give a connection to the server under test, without the admin key."""
+    """Yield a connection to the server under test, without the admin key."""
     with target.connect() as connected:
         yield connected
 
 
 @pytest.fixture(scope="session")
-def facts(request: pytest.FixtureRequest, target: Target) -> Facts:
-    """Give what the server says about itself."""
-    return request.config.stash.get(FACTS, None) or examine(target)
+def server_info(request: pytest.FixtureRequest, target: Target) -> ServerInfo:
+    """Return the server's description of itself."""
+    return request.config.stash.get(SERVER_INFO, None) or read_server_info(target)
 
 
 @pytest.fixture(scope="session")
-def assert_agree(facts: Facts) -> AssertAgree:
-    """Give the assertion that two answers for the same faces agree on this server's devices."""
-    return partial(agreement.assert_agree, inexact=agreement.inexact_outputs(facts.models_on_gpu))
+def assert_agree(server_info: ServerInfo) -> AssertAgree:
+    """Return a function that asserts that two responses agree, as exactly as the server's devices allow."""
+    return partial(agreement.assert_agree, inexact=agreement.inexact_outputs(server_info.models_on_gpu))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Give each test report its row; end the run at once when there is no server of ours."""
+    """Assign each test its row; end the run at once if `--server` is not a server of this project."""
     tests = [item for item in session.items if item.path.is_relative_to(Path(__file__).parent)]
     for item in tests:
         item.user_properties.append((ROW, item.get_closest_marker("checks").args[0]))
@@ -65,22 +65,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config.stash[ROWS] = list(dict.fromkeys(item.user_properties[-1][1] for item in tests))
     if tests and config.getoption("server") and not config.getoption("collectonly"):
         try:
-            config.stash[FACTS] = examine(_named_target(config))
-        except NotOurServerError as error:
+            config.stash[SERVER_INFO] = read_server_info(_named_target(config))
+        except WrongServerError as error:
             raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
-    """Print the table below everything else."""
+    """Print the table at the end of pytest's output."""
     yield
     config = terminalreporter.config
-    if FACTS in config.stash:
-        facts = config.stash[FACTS]
+    if SERVER_INFO in config.stash:
+        server_info = config.stash[SERVER_INFO]
         devices = (
-            "GPU: " + ", ".join(sorted(facts.models_on_gpu)) if facts.models_on_gpu else "no model on a GPU"
+            "GPU: " + ", ".join(sorted(server_info.models_on_gpu))
+            if server_info.models_on_gpu
+            else "no model on a GPU"
         )
-        terminalreporter.section(f"{config.getoption('server')}: Triton {facts.version}, {devices}")
+        terminalreporter.section(f"{config.getoption('server')}: Triton {server_info.version}, {devices}")
         for line in table(terminalreporter.stats, config.stash[ROWS], ROW):
             terminalreporter.line(line)
 

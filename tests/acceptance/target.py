@@ -1,4 +1,4 @@
-"""The server under test: its address, what it says about itself, and requests to it."""
+"""The server under test: its address, its description of itself, and requests to it."""
 
 import contextlib
 import dataclasses
@@ -17,21 +17,21 @@ from triton_face_client import FaceFeatureClient, Tls
 
 Tensors = dict[str, np.ndarray]
 
-PATIENCE_SECONDS = 180.0
-"""How long a request may take, and for how long a request that the server has no room for is repeated."""
+RESPONSE_SECONDS = 180.0
+"""Timeout of a request, and of the retries while the server rejects it because a queue is full."""
 
-PAUSE_SECONDS = 0.5
-"""Between two tries of a request, or two looks at a condition."""
+POLL_SECONDS = 0.5
+"""Pause between two attempts of a request or two checks of a condition."""
 
-ANSWER_SECONDS = 30.0
-"""How long the server may take to describe itself before the tests give it up."""
+INFO_SECONDS = 30.0
+"""Timeout of each request for metadata or a configuration."""
 
 METRICS_SECONDS = 30.0
-"""How long the metrics endpoint may take."""
+"""Timeout of a scrape of the metrics endpoint."""
 
 DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 
-SERIES_OF_ALIGN_MASK = "align_mask_faces_total"
+ALIGN_MASK_SERIES = "align_mask_faces_total"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Target:
     tls: Tls | None = None
 
     def connect(self) -> FaceFeatureClient:
-        """Return a connection; a ValueError says what is wrong with the address or the certificates."""
+        """Return a client; raise ValueError if the address or a certificate is invalid."""
         return FaceFeatureClient(self.url, tls=self.tls)
 
     def scrape(self) -> str:
-        """Return the page of the metrics endpoint."""
+        """Return the text of the metrics endpoint."""
         with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=METRICS_SECONDS) as page:
             return page.read().decode()
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ServerInfo:
     """The server's description of itself.
 
     Attributes
@@ -71,9 +71,9 @@ class Facts:
     version : str
         Triton's version.
     instances : dict of str to int
-        Model -> its instances, over all GPUs.
+        Model -> number of instances, summed over GPUs.
     models_on_gpu : frozenset of str
-        The models that Triton runs on a GPU. It resolves KIND_AUTO when it loads a model.
+        Models that Triton runs on a GPU, with KIND_AUTO resolved.
     parameters : dict of str to str
         The parameters of align_mask's configuration.
     """
@@ -84,33 +84,33 @@ class Facts:
     parameters: dict[str, str]
 
 
-class NotOurServerError(Exception):
-    """The address leads to no server of this project; the message is one line and says what to do."""
+class WrongServerError(Exception):
+    """No server of this project answers at the address; the message is one line and says what to do."""
 
 
-def examine(target: Target) -> Facts:
-    """Ask the server for its version and the configuration of every model.
+def read_server_info(target: Target) -> ServerInfo:
+    """Read the server's version and the configuration of every model.
 
     Raises
     ------
-    NotOurServerError
-        When nothing answers, a model is missing, or the metrics address is no metrics endpoint.
+    WrongServerError
+        If nothing answers, a model is missing, or the metrics address is not a metrics endpoint.
     """
     try:
         with target.connect() as client:
-            for name in INTERFACE:  # its errors say what to do about a wrong port, TLS or a missing model
-                client.model(name, ANSWER_SECONDS)
-            version = client.connection.get_server_metadata(client_timeout=ANSWER_SECONDS).version
+            for name in INTERFACE:  # its errors explain a wrong port, TLS or a missing model
+                client.model(name, INFO_SECONDS)
+            version = client.connection.get_server_metadata(client_timeout=INFO_SECONDS).version
             configs = {
-                name: client.connection.get_model_config(name, client_timeout=ANSWER_SECONDS).config
+                name: client.connection.get_model_config(name, client_timeout=INFO_SECONDS).config
                 for name in INTERFACE
             }
             parameters = client.model("align_mask").parameters
     except (ValueError, InferenceServerException) as error:
-        raise NotOurServerError(str(error)) from error
+        raise WrongServerError(str(error)) from error
     if target.metrics_url:
         _check_metrics(target)
-    return Facts(
+    return ServerInfo(
         version=version,
         instances={name: sum(map(_instances, config.instance_group)) for name, config in configs.items()},
         models_on_gpu=frozenset(name for name, config in configs.items() if _is_on_gpu(config)),
@@ -119,48 +119,48 @@ def examine(target: Target) -> Facts:
 
 
 def infer(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: Sequence[str]) -> Tensors:
-    """Send one request, and again while the server is too busy to accept it.
+    """Send one request; retry while the server's queues are full.
 
-    When the server accepts none for `PATIENCE_SECONDS`, or does not answer for so long, the test run ends:
-    every further test would wait as long.
+    If the server accepts or answers nothing for `RESPONSE_SECONDS`, the test run ends, because every further
+    test would wait as long.
 
     Raises
     ------
     InferenceServerException
-        The server's refusal or failure.
+        If the server rejects the request for another reason, or fails.
     """
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + RESPONSE_SECONDS
     while True:
         try:
-            return raw.infer(client, model, tensors, outputs, timeout=PATIENCE_SECONDS)
+            return raw.infer(client, model, tensors, outputs, timeout=RESPONSE_SECONDS)
         except InferenceServerException as error:
             if error.status() != DEADLINE_EXCEEDED and not _is_busy(error):
                 raise
             if time.monotonic() >= end:
                 pytest.exit(
                     f"{client.target} did not accept and answer a request to {model} within "
-                    f"{PATIENCE_SECONDS:g} s: {error}",
+                    f"{RESPONSE_SECONDS:g} s: {error}",
                     returncode=pytest.ExitCode.TESTS_FAILED,
                 )
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
-    """Wait until a condition holds, for so many seconds at most; return whether it does."""
+    """Wait until a condition holds or the time is over; return whether it holds."""
     end = time.monotonic() + seconds
     while not (held := holds()) and time.monotonic() < end:
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)
     return held
 
 
 def faces_computed(client: FaceFeatureClient) -> dict[str, int]:
-    """Return how many faces each model has answered since the server started."""
-    statistics = client.connection.get_inference_statistics(client_timeout=PATIENCE_SECONDS)
+    """Return the number of faces that each model has computed since the server started."""
+    statistics = client.connection.get_inference_statistics(client_timeout=RESPONSE_SECONDS)
     return {model.name: model.inference_count for model in statistics.model_stats}
 
 
-def by_frames(frames: np.ndarray, landmarks: np.ndarray) -> Tensors:
-    """Return the inputs of `ensemble` and `align_mask`; uint8 frames go in as FRAMES_UINT8."""
+def frame_inputs(frames: np.ndarray, landmarks: np.ndarray) -> Tensors:
+    """Return the inputs of `ensemble` and `align_mask`: FRAMES_UINT8 for uint8 frames, else FRAMES."""
     name = "FRAMES_UINT8" if frames.dtype == np.uint8 else "FRAMES"
     return {name: frames, "LANDMARKS": landmarks}
 
@@ -182,8 +182,8 @@ def _check_metrics(target: Target) -> None:
     page = ""
     with contextlib.suppress(OSError, ValueError):
         page = target.scrape()
-    if SERIES_OF_ALIGN_MASK not in page:
-        raise NotOurServerError(
+    if ALIGN_MASK_SERIES not in page:
+        raise WrongServerError(
             f"no metrics of align_mask at http://{target.metrics_url}/metrics: give HOST:PORT of the same "
             "server's metrics endpoint (port 8002 by default)"
         )

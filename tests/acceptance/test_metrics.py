@@ -1,4 +1,4 @@
-"""The metrics move with the requests. Other callers move them too, so they grow at least by ours."""
+"""The metrics count requests and faces. Other callers' requests count too, so each test checks a minimum."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests.acceptance.target import Facts, Target, by_frames, infer, wait_until
+from tests.acceptance.target import ServerInfo, Target, frame_inputs, infer, wait_until
 from tests.support.face_data import photo_faces
 from triton_face_client import FaceFeatureClient
 
@@ -17,21 +17,21 @@ SERIES = re.compile(r"^(?P<name>\w+)(?:{(?P<labels>.*)})? (?P<value>\S+)", re.MU
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 COUNTED_SECONDS = 60.0
-"""How far the metrics may trail the answers; align_mask's do by 0.2 s, Triton's renews some every 2 s."""
+"""Longest delay of the metrics. align_mask updates its own every 0.2 s, Triton updates some every 2 s."""
 
 FACES = 21
 
 
 @pytest.fixture
-def page(target: Target) -> Callable[[], str]:
-    """Give a function that returns the page of the metrics endpoint."""
+def scrape(target: Target) -> Callable[[], str]:
+    """Return a function that scrapes the metrics endpoint."""
     if target.metrics_url is None:
         pytest.skip("no --metrics HOST:PORT")
     return target.scrape
 
 
 def values(page: str, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
-    """Return labels and value of each series of a name that has the given labels."""
+    """Return the labels and value of each series with a name and the given labels."""
     found = [
         (dict(LABEL.findall(series["labels"] or "")), float(series["value"]))
         for series in SERIES.finditer(page)
@@ -41,26 +41,26 @@ def values(page: str, name: str, **labels: str) -> list[tuple[dict[str, str], fl
 
 
 def total(page: str, name: str, **labels: str) -> float:
-    """Return the sum of the series of a name that have the given labels."""
+    """Return the sum of the series with a name and the given labels."""
     return sum(value for _, value in values(page, name, **labels))
 
 
 @contextlib.contextmanager
-def grows(page: Callable[[], str], by: float, name: str, **labels: str) -> Iterator[None]:
-    """Assert that a metric is there before the block and grows at least by so much until soon after it."""
-    before = page()
+def grows(scrape: Callable[[], str], by: float, name: str, **labels: str) -> Iterator[None]:
+    """Assert that a metric exists before the block and grows by at least `by` soon after it."""
+    before = scrape()
     assert values(before, name, **labels), f"the server has no metric {name} {labels or ''}"
     yield
-    least = total(before, name, **labels) + by
-    assert wait_until(lambda: total(page(), name, **labels) >= least, COUNTED_SECONDS), (
-        f"{name} {labels or ''}: {total(page(), name, **labels)}, expected at least {least}"
+    expected = total(before, name, **labels) + by
+    assert wait_until(lambda: total(scrape(), name, **labels) >= expected, COUNTED_SECONDS), (
+        f"{name} {labels or ''}: {total(scrape(), name, **labels)}, expected at least {expected}"
     )
 
 
-@pytest.mark.checks("Metrics count faces answered and refused by reason, batches, seconds")
-def test_answered_faces_are_counted(client: FaceFeatureClient, page: Callable[[], str]):
-    faces = by_frames(*photo_faces(FACES, 640))
-    growing = partial(grows, page)
+@pytest.mark.checks("Metrics count computed and rejected faces, batches, seconds")
+def test_computed_faces_are_counted(client: FaceFeatureClient, scrape: Callable[[], str]):
+    faces = frame_inputs(*photo_faces(FACES, 640))
+    growing = partial(grows, scrape)
     with (
         growing(2 * FACES, "align_mask_faces_total"),
         growing(2 * FACES, "align_mask_batch_faces_sum"),
@@ -75,29 +75,29 @@ def test_answered_faces_are_counted(client: FaceFeatureClient, page: Callable[[]
         infer(client, "align_mask", faces, ["MASKED_FACES"])
 
 
-@pytest.mark.checks("Metrics count faces answered and refused by reason, batches, seconds")
-def test_refused_faces_are_counted_by_reason(client: FaceFeatureClient, page: Callable[[], str]):
+@pytest.mark.checks("Metrics count computed and rejected faces, batches, seconds")
+def test_rejected_faces_are_counted_by_reason(client: FaceFeatureClient, scrape: Callable[[], str]):
     frames, landmarks = photo_faces(10, 641)
     landmarks[[2, 5]] = np.nan
     landmarks[7] = 40
-    growing = partial(grows, page)
+    growing = partial(grows, scrape)
     with (
         growing(2, "align_mask_refused_faces_total", reason="non-finite landmark"),
         growing(1, "align_mask_refused_faces_total", reason="all landmarks are equal"),
         growing(1, "align_mask_refused_requests_total"),
         pytest.raises(InferenceServerException),
     ):
-        infer(client, "ensemble", by_frames(frames, landmarks), ["HOG"])
+        infer(client, "ensemble", frame_inputs(frames, landmarks), ["HOG"])
 
 
-@pytest.mark.checks("Every instance of align_mask has a heartbeat that moves")
-def test_every_heartbeat_moves(page: Callable[[], str], facts: Facts):
+@pytest.mark.checks("Every instance of align_mask updates its heartbeat")
+def test_every_instance_updates_its_heartbeat(scrape: Callable[[], str], server_info: ServerInfo):
     def beats() -> dict[str, float]:
-        found = values(page(), "align_mask_heartbeat_seconds")
+        found = values(scrape(), "align_mask_heartbeat_seconds")
         return {labels["model_instance"]: moment for labels, moment in found}
 
     first = beats()
-    assert len(first) == facts.instances["align_mask"]
+    assert len(first) == server_info.instances["align_mask"]
     assert wait_until(
         lambda: all(moment > first[name] for name, moment in beats().items()), COUNTED_SECONDS
-    ), f"no instance's heartbeat may stand still: {first}, a minute later {beats()}"
+    ), f"an instance did not update its heartbeat: {first}, a minute later {beats()}"

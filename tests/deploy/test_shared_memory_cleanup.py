@@ -19,7 +19,7 @@ from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
 from tests.deploy.production_server import ProductionServer
 from tests.support.face_data import photo_faces
-from tests.support.make_serve import read_until_ready, start, the_server
+from tests.support.make_serve import read_until_ready, start, tritonserver_pid
 from triton_face_client import FaceFeatureClient
 
 repository, kind, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -41,7 +41,7 @@ def serve_and_kill():
     else:
         process = start(repository)
         ask(read_until_ready(process)["gRPC"])
-        kill(process.pid, *(one.pid for one in server_processes(the_server(process))))
+        kill(process.pid, *(one.pid for one in server_processes(tritonserver_pid(process))))
         process.communicate()
 
 def ask(url):

@@ -1,7 +1,7 @@
-"""`make chaos` and `make soak`: the long versions of what docs/reliability.md promises, as a table.
+"""`make chaos` and `make soak`: long measurements of the promises of docs/reliability.md, as a table.
 
-Writes `results/chaos.json` and `results/chaos.md`, or `results/soak.json`, `.md`, `.png` and the samples that
-it was drawn from; ends with 1 when a promise was not kept.
+`chaos` writes chaos.json and chaos.md, `soak` writes soak.json, soak.md, soak.png and soak_samples.json. The
+exit status is 1 if a promise is broken.
 """
 
 import argparse
@@ -15,150 +15,158 @@ from pathlib import Path
 
 from deploy.local import LocalServer, ServerError
 from deploy.local.server import DEFAULT_REPOSITORY
-from tests.reliability.crashes import CrashReport, one_of_two_killed, stop_under_load, stub_crash
+from tests.reliability.crashes import CrashReport, one_of_two_killed, stub_crash
 from tests.reliability.fuzzing import fuzz
+from tests.reliability.memory_growth import LEAK_MB
 from tests.reliability.overload import FACES, overload
-from tests.reliability.report import Row, plot_memory, write_table
-from tests.reliability.soak import FLAT_MB, kind, leaking_repository, soak
+from tests.reliability.results_table import Row, plot_memory, write_table
+from tests.reliability.soak import leaking_repository, process_name, soak
+from tests.reliability.stopping import stop_under_load
 from tests.support.machine import machine
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 FUZZ_EXAMPLES = 12_000
-"""Two requests each but for those that are damaged on their way: over 20,000."""
+"""Each is sent twice, a truncated one once: over 20,000 requests."""
 
 OVERLOAD_SECONDS = 30.0
 ROUNDS = 3
 
-BOUNDED_SECONDS = 2.5
-"""For what overload lets in: both queues full of it are a second and a half of work."""
+MAX_LATENCY_SECONDS = 2.5
+"""Limit of the p99 latency of accepted requests. Both queues, when full, hold a second and a half of work."""
 
-QUICK_SECONDS = 0.1
-"""For a refusal."""
+MAX_REJECTION_SECONDS = 0.1
+"""Limit of the p99 latency of rejections."""
 
-FULL_SPEED_SECONDS = 10.0
-BACK_SECONDS = 30.0
+MAX_RECOVERY_SECONDS = 10.0
+MAX_RESTART_SECONDS = 30.0
 
-CONTROL_SHARE = 0.1
-"""Of the soak's time: how long the one that leaks on purpose has to be caught."""
+CONTROL_FRACTION = 0.1
+"""Duration of the run with the deliberate leak, as a fraction of the soak test's."""
 
 LEAK_BYTES = 100_000
-"""Of every dynamic batch, in that one."""
+"""Deliberate leak in every dynamic batch, bytes."""
 
 SAMPLES = 180
+"""Memory samples of each run."""
 
 
 def main() -> int:
-    """Run one of the two."""
-    # As Ctrl-C: the servers go in order.
+    """Run `chaos` or `soak` and write its results."""
+    # SIGTERM raises KeyboardInterrupt, so that the servers stop in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _arguments()
     try:
         rows = list(
             _chaos(arguments.examples, arguments.rounds)
-            if arguments.what == "chaos"
+            if arguments.command == "chaos"
             else _soak(arguments.minutes, arguments.results)
         )
     except ServerError as error:
-        print(f"{arguments.what}: {error}", file=sys.stderr)
+        print(f"{arguments.command}: {error}", file=sys.stderr)
         return 1
     arguments.results.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}
-    (arguments.results / f"{arguments.what}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(write_table(arguments.what, result["machine"], rows, arguments.results))
+    (arguments.results / f"{arguments.command}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(write_table(arguments.command, result["machine"], rows, arguments.results))
     return 0 if all(row.kept for row in rows) else 1
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
-    parser.add_argument("what", choices=["chaos", "soak"])
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak (default: %(default)g)")
+    parser.add_argument("command", choices=["chaos", "soak"])
     parser.add_argument(
-        "--examples", type=int, default=FUZZ_EXAMPLES, help="of hostile requests (default: %(default)s)"
+        "--minutes", type=float, default=30.0, help="duration of the soak test (default: %(default)g)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="of each crash and stop (default: %(default)s)"
+        "--examples",
+        type=int,
+        default=FUZZ_EXAMPLES,
+        help="number of hostile requests (default: %(default)s)",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="repetitions of each crash and stop (default: %(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
     return parser.parse_args()
 
 
 def _chaos(examples: int, rounds: int) -> Iterator[Row]:
-    # First, while this process is young: with what the hostile requests leave in it, its own pauses show.
+    # First: the garbage that hypothesis leaves in this process would add pauses to the latencies.
     with LocalServer() as server:
-        for row in _overloaded(server):
-            yield _said(row)
+        for row in _overload_rows(server):
+            yield _print_row(row)
     with LocalServer() as server:
-        yield _said(_fuzzed(server, examples))
+        yield _print_row(_fuzz_row(server, examples))
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
         crashes = [stub_crash(DEFAULT_REPOSITORY, number) for _ in range(rounds)]
-        yield _said(_crashed(f"an align_mask stub under load gets {number.name}", crashes))
+        yield _print_row(_crash_row(f"{number.name} to an align_mask stub process under load", crashes))
     kills = [one_of_two_killed(DEFAULT_REPOSITORY) for _ in range(rounds)]
-    yield _said(_crashed("one of two servers under load gets SIGKILL and is started again", kills))
+    yield _print_row(_crash_row("SIGKILL to one of two servers under load, then a restart", kills))
     for model, output in (("ensemble", "HOG"), ("align_mask", "MASKED_FACES")):
-        yield _said(_stopped(model, output, rounds))
+        yield _print_row(_stop_row(model, output, rounds))
 
 
-def _said(row: Row) -> Row:
+def _print_row(row: Row) -> Row:
     print(f"{row.promise}: {row.measured}", file=sys.stderr, flush=True)
     return row
 
 
-def _fuzzed(server: LocalServer, examples: int) -> Row:
-    promise = "hostile requests over gRPC and HTTP are refused with a reason; sound ones between are right"
+def _fuzz_row(server: LocalServer, examples: int) -> Row:
+    promise = "hostile requests over gRPC and HTTP are rejected with a reason; valid ones between are right"
     try:
         report = fuzz(server, examples, derandomize=False)
     except AssertionError as failure:
         return Row(promise, str(failure), kept=False)
-    answers = ", ".join(f"{count} {status}" for status, count in sorted(report.answers.items()))
-    measured = f"{report.hostile} hostile ({answers}), {report.sound} sound; {report.grown_mb:+.0f} MB"
-    return Row(promise, measured, kept=report.grown_mb < FLAT_MB)
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(report.statuses.items()))
+    measured = f"{report.hostile} hostile ({statuses}), {report.valid} valid; {report.growth_mb:+.0f} MB"
+    return Row(promise, measured, kept=report.growth_mb < LEAK_MB)
 
 
-def _overloaded(server: LocalServer) -> Iterator[Row]:
+def _overload_rows(server: LocalServer) -> Iterator[Row]:
     report = overload(server, OVERLOAD_SECONDS)
-    asked = f"{report.rate:.0f} faces/s asked of a server that does {report.capacity:.0f}, {FACES} a request"
+    load = f"{report.rate:.0f} faces/s requested, capacity {report.capacity:.0f}, {FACES} faces per request"
     yield Row(
-        "overload, accepted: bounded",
-        f"{asked}: {report.accepted_speed:.0f} faces/s answered, p50 {report.accepted_p50:.2f} s, "
-        f"p99 {report.accepted_p99:.2f} s; {report.lost} of {report.sent} requests without an answer",
-        kept=report.accepted_p99 < BOUNDED_SECONDS and not report.lost,
+        "overload: bounded latency of accepted requests",
+        f"{load}: {report.throughput:.0f} faces/s computed, p50 {report.accepted_p50:.2f} s, "
+        f"p99 {report.accepted_p99:.2f} s; {report.lost} of {report.sent} requests without a response",
+        kept=report.accepted_p99 < MAX_LATENCY_SECONDS and not report.lost,
     )
     yield Row(
-        "overload, refused: at once, as UNAVAILABLE",
-        f"{report.statuses}, p50 {1e3 * report.refused_p50:.0f} ms, p99 {1e3 * report.refused_p99:.0f} ms",
-        kept=report.refused_p99 < QUICK_SECONDS and set(report.statuses) == {"UNAVAILABLE"},
+        "overload: the other requests are rejected at once with UNAVAILABLE",
+        f"{report.statuses}, p50 {1e3 * report.rejected_p50:.0f} ms, p99 {1e3 * report.rejected_p99:.0f} ms",
+        kept=report.rejected_p99 < MAX_REJECTION_SECONDS and set(report.statuses) == {"UNAVAILABLE"},
     )
     yield Row(
-        "overload, afterwards: full speed again",
+        "overload: full throughput afterwards",
         f"after {report.recovery:.1f} s",
-        kept=report.recovery < FULL_SPEED_SECONDS,
+        kept=report.recovery < MAX_RECOVERY_SECONDS,
     )
 
 
-def _crashed(what: str, reports: list[CrashReport]) -> Row:
+def _crash_row(event: str, reports: list[CrashReport]) -> Row:
     longest = max(report.seconds for report in reports)
     faces, wrong = (sum(getattr(report, name) for report in reports) for name in ("faces", "wrong"))
     return Row(
-        f"{what}: back, and no face lost or mixed up",
-        f"back after {longest:.1f} s at most in {len(reports)} rounds; {wrong} of {faces} faces wrong",
-        kept=longest < BACK_SECONDS and not wrong,
+        f"{event}: the server restarts, and every face gets its own outputs",
+        f"ready after {longest:.1f} s at most in {len(reports)} rounds; {wrong} of {faces} faces wrong",
+        kept=longest < MAX_RESTART_SECONDS and not wrong,
     )
 
 
-def _stopped(model: str, output: str, rounds: int) -> Row:
+def _stop_row(model: str, output: str, rounds: int) -> Row:
     reports = [stop_under_load(DEFAULT_REPOSITORY, model, output) for _ in range(rounds)]
-    accepted, under_way, answered, later, silent = (
+    accepted, in_flight, succeeded, later, without_response = (
         sum(getattr(report, name) for report in reports)
-        for name in ("accepted", "under_way", "answered", "later", "silent")
+        for name in ("accepted", "in_flight", "succeeded", "later", "without_response")
     )
-    left = [name for report in reports for name in report.left]
+    remains = [name for report in reports for name in report.remains]
     return Row(
-        f"SIGTERM under load of {model}: what was accepted is answered, the rest refused, nothing left",
-        f"{answered} of {accepted} requests answered, {under_way} of which were under way; {later} later "
-        f"ones, {silent} without a word; gone after {max(report.seconds for report in reports):.1f} s at "
-        f"most; left: {left or 'nothing'}",
-        kept=answered == accepted and under_way > 0 and not silent and not left,
+        f"stop under load of {model}: accepted requests succeed, later ones are rejected, nothing remains",
+        f"{succeeded} of {accepted} accepted requests succeeded, {in_flight} of which were in flight; "
+        f"{later} later ones; {without_response} without a response; stopped after "
+        f"{max(report.seconds for report in reports):.1f} s at most; remains: {remains or 'nothing'}",
+        kept=succeeded == accepted and in_flight > 0 and not without_response and not remains,
     )
 
 
@@ -166,27 +174,28 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     seconds = 60 * minutes
     with LocalServer() as server:
         report = soak(server, seconds, seconds / SAMPLES)
-    worst = max(report.growth_mb, key=report.growth_mb.get)
+    largest = max(report.growth_mb, key=report.growth_mb.get)
     yield Row(
-        f"{minutes:g} minutes of mixed load: flat after the warm-up",
-        f"{report.faces} faces, {report.wrong} wrong, {len(report.failures)} callers failed; the most: "
-        f"{kind(worst)} {report.growth_mb[worst]:+.1f} MB, "
+        f"{minutes:g} minutes of mixed load: memory does not grow after the warm-up",
+        f"{report.faces} faces, {report.wrong} wrong, {len(report.failures)} callers failed; largest growth: "
+        f"{process_name(largest)} {report.growth_mb[largest]:+.1f} MB, "
         f"/dev/shm {report.growth_mb['/dev/shm']:+.1f} MB",
-        kept=report.growth_mb[worst] < FLAT_MB and not report.wrong and not report.failures,
+        kept=report.growth_mb[largest] < LEAK_MB and not report.wrong and not report.failures,
     )
     with tempfile.TemporaryDirectory() as folder:
         leaking = leaking_repository(DEFAULT_REPOSITORY, Path(folder), LEAK_BYTES)
         with LocalServer(leaking) as server:
-            control = soak(server, CONTROL_SHARE * seconds, CONTROL_SHARE * seconds / SAMPLES)
-    worst = max(control.growth_mb, key=control.growth_mb.get)
+            control = soak(server, CONTROL_FRACTION * seconds, CONTROL_FRACTION * seconds / SAMPLES)
+    largest = max(control.growth_mb, key=control.growth_mb.get)
     yield Row(
-        f"control: an align_mask that keeps {LEAK_BYTES} bytes of every batch is caught",
-        f"{kind(worst)} {control.growth_mb[worst]:+.1f} MB in {CONTROL_SHARE * minutes:g} minutes",
-        kept=control.growth_mb[worst] > FLAT_MB and worst.startswith("align_mask"),
+        f"control: a leak of {LEAK_BYTES} bytes per batch in align_mask is detected",
+        f"{process_name(largest)} {control.growth_mb[largest]:+.1f} MB "
+        f"in {CONTROL_FRACTION * minutes:g} minutes",
+        kept=control.growth_mb[largest] > LEAK_MB and largest.startswith("align_mask"),
     )
-    reports = {"served": report, "leaking on purpose": control}
+    reports = {"server": report, "server with a deliberate leak": control}
     results.mkdir(parents=True, exist_ok=True)
-    samples = {name: dataclasses.asdict(one) for name, one in reports.items()}
+    samples = {name: dataclasses.asdict(each) for name, each in reports.items()}
     (results / "soak_samples.json").write_text(json.dumps(samples) + "\n")
     plot_memory(reports, results / "soak.png")
 

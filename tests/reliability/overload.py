@@ -1,7 +1,7 @@
-"""More faces than a server can do: what is accepted, what is refused and how fast, and the speed after it.
+"""Overload: throughput, latencies of responses and rejections, and the recovery afterwards.
 
-Open loop: requests come at their rate whatever becomes of the others, at random moments, and a request's time
-counts from the moment it was due.
+The load is an open loop: requests start at random moments with a fixed mean rate, independent of responses. A
+request's latency counts from the moment at which it is due.
 """
 
 import concurrent.futures
@@ -16,50 +16,51 @@ from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, Infer
 from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer
+from tests.support.raw_requests import tensor_input
 from triton_face_client.sample_faces import sample_faces
-from triton_face_client.transports.base import create_input
 
 FACES = 8
-"""Of a request."""
+"""Faces of one request."""
 
-OVER_CAPACITY = 3.0
+OVERLOAD_FACTOR = 3.0
+"""Requested rate divided by the capacity."""
 
-CLOSED_LOOP = 4
-"""Requests under way where the speed is measured."""
+CONCURRENCY = 4
+"""Requests in flight in the closed loop that measures throughput."""
 
-SPEED_SECONDS = 1.0
-"""One measurement of the speed."""
+MEASUREMENT_SECONDS = 1.0
+"""Duration of one measurement of the throughput."""
 
-FULL_SPEED = 0.9
-"""Of the speed before; two measurements without overload differ by as much."""
+RECOVERED_FRACTION = 0.9
+"""Fraction of the capacity that counts as recovered; measurements without overload vary by 10 %."""
 
-RECOVERY_SECONDS = 20.0
-"""After which the speed is not waited for any more."""
+RECOVERY_SECONDS = 60.0
+"""Longest wait for the recovery."""
 
-ANSWER_SECONDS = 30.0
-"""A request without an answer for so long counts as lost."""
+RESPONSE_SECONDS = 30.0
+"""A request without a response or an error after this time counts as lost."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OverloadReport:
-    """What came of it. Times are in seconds, speeds in faces a second.
+    """Outcome of an overload. Times are in seconds, throughputs in faces per second.
 
     Attributes
     ----------
     capacity, rate : float
-        The speed before, in a closed loop, and what was asked for in the open one.
+        Throughput of a closed loop before the overload, and requested rate of the open loop.
     sent, accepted, lost : int
-        Requests of the open loop; lost are those without any answer.
-    accepted_speed : float
-        Faces a second answered during the overload.
+        Requests of the open loop: all, with outputs, without any response.
+    throughput : float
+        Faces computed per second during the overload.
     accepted_p50, accepted_p99 : float
-        Times of those that were answered.
-    refused_p50, refused_p99 : float
-        Times of those that were refused.
+        Latencies of requests with outputs.
+    rejected_p50, rejected_p99 : float
+        Latencies of rejections.
     statuses : dict of str to int
-        What the refused ones got.
+        gRPC status -> number of rejections.
     recovery : float
-        From the end of the overload to full speed.
+        From the end of the overload until the throughput is the capacity again.
     """
 
     capacity: float
@@ -67,37 +68,37 @@ class OverloadReport:
     sent: int
     accepted: int
     lost: int
-    accepted_speed: float
+    throughput: float
     accepted_p50: float
     accepted_p99: float
-    refused_p50: float
-    refused_p99: float
+    rejected_p50: float
+    rejected_p99: float
     statuses: dict[str, int]
     recovery: float
 
 
 def overload(server: LocalServer, seconds: float) -> OverloadReport:
-    """Measure the speed, put three times as much on the server for some seconds, wait for the speed."""
+    """Measure the capacity, send `OVERLOAD_FACTOR` times as much for `seconds`, wait for the recovery."""
     with InferenceServerClient(server.grpc_url) as connection:
-        ask = _Asker(connection)
-        _closed_loop(ask, 2 * SPEED_SECONDS)
-        capacity = _closed_loop(ask, 3 * SPEED_SECONDS)
-        outcomes = _open_loop(ask, OVER_CAPACITY * capacity, seconds)
-        recovery = _recovery(ask, capacity)
+        sender = _Sender(connection)
+        _throughput(sender, 2 * MEASUREMENT_SECONDS)
+        capacity = _throughput(sender, 3 * MEASUREMENT_SECONDS)
+        outcomes = _open_loop(sender, OVERLOAD_FACTOR * capacity, seconds)
+        recovery = _recovery(sender, capacity)
     accepted = [outcome.seconds for outcome in outcomes if outcome.status == "OK"]
-    refused = [outcome for outcome in outcomes if outcome.status not in ("OK", "lost")]
+    rejected = [outcome for outcome in outcomes if outcome.status not in ("OK", "lost")]
     return OverloadReport(
         capacity=capacity,
-        rate=OVER_CAPACITY * capacity,
+        rate=OVERLOAD_FACTOR * capacity,
         sent=len(outcomes),
         accepted=len(accepted),
         lost=sum(outcome.status == "lost" for outcome in outcomes),
-        accepted_speed=FACES * len(accepted) / (seconds + max(accepted, default=0.0)),
+        throughput=FACES * len(accepted) / (seconds + max(accepted, default=0.0)),
         accepted_p50=_quantile(accepted, 0.5),
         accepted_p99=_quantile(accepted, 0.99),
-        refused_p50=_quantile([outcome.seconds for outcome in refused], 0.5),
-        refused_p99=_quantile([outcome.seconds for outcome in refused], 0.99),
-        statuses=dict(Counter(outcome.status for outcome in refused)),
+        rejected_p50=_quantile([outcome.seconds for outcome in rejected], 0.5),
+        rejected_p99=_quantile([outcome.seconds for outcome in rejected], 0.99),
+        statuses=dict(Counter(outcome.status for outcome in rejected)),
         recovery=recovery,
     )
 
@@ -105,53 +106,55 @@ def overload(server: LocalServer, seconds: float) -> OverloadReport:
 @dataclasses.dataclass
 class _Outcome:
     status: str = "lost"
-    seconds: float = ANSWER_SECONDS
+    seconds: float = RESPONSE_SECONDS
 
 
-class _Asker:
-    """One request, made once and sent as often as asked."""
+class _Sender:
+    """One request, prepared once and sent many times."""
 
     def __init__(self, connection: InferenceServerClient) -> None:
         frames, landmarks = sample_faces(FACES)
         self._connection = connection
         self._inputs = [
-            create_input(name, values).set_data_from_numpy(values)
+            tensor_input(name, values)
             for name, values in (("FRAMES_UINT8", frames), ("LANDMARKS", landmarks))
         ]
         self._outputs = [InferRequestedOutput(name) for name in ("HOG", "POSE")]
 
-    def once(self) -> None:
-        """Send it and wait."""
-        self._connection.infer("ensemble", self._inputs, outputs=self._outputs, client_timeout=ANSWER_SECONDS)
+    def send(self) -> None:
+        """Send the request and wait for its response."""
+        self._connection.infer(
+            "ensemble", self._inputs, outputs=self._outputs, client_timeout=RESPONSE_SECONDS
+        )
 
-    def later(self, done: Callable[[str], None]) -> None:
-        """Send it; `done` gets the status when there is an answer."""
+    def send_async(self, done: Callable[[str], None]) -> None:
+        """Send the request; call `done` with the status of its response."""
 
-        def answered(result: InferResult | None, error: InferenceServerException | None) -> None:
+        def on_response(result: InferResult | None, error: InferenceServerException | None) -> None:
             done("OK" if error is None else str(error.status()).removeprefix("StatusCode."))
 
-        self._connection.async_infer("ensemble", self._inputs, answered, outputs=self._outputs)
+        self._connection.async_infer("ensemble", self._inputs, on_response, outputs=self._outputs)
 
 
-def _closed_loop(ask: _Asker, seconds: float) -> float:
-    """Return the faces a second with `CLOSED_LOOP` requests under way."""
+def _throughput(sender: _Sender, seconds: float) -> float:
+    """Return the faces per second with `CONCURRENCY` requests in flight."""
     start = time.perf_counter()
 
     def worker(_number: int) -> int:
         count = 0
         while time.perf_counter() - start < seconds:
-            ask.once()
+            sender.send()
             count += 1
         return count
 
-    with concurrent.futures.ThreadPoolExecutor(CLOSED_LOOP) as pool:
-        requests = sum(pool.map(worker, range(CLOSED_LOOP)))
+    with concurrent.futures.ThreadPoolExecutor(CONCURRENCY) as pool:
+        requests = sum(pool.map(worker, range(CONCURRENCY)))
     return FACES * requests / (time.perf_counter() - start)
 
 
-def _open_loop(ask: _Asker, rate: float, seconds: float) -> list[_Outcome]:
+def _open_loop(sender: _Sender, rate: float, seconds: float) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
-    missing = threading.Semaphore(0)
+    completed = threading.Semaphore(0)
     generator = np.random.default_rng(0)
     start = due = time.perf_counter()
     while (due := due + generator.exponential(FACES / rate)) < start + seconds:
@@ -160,23 +163,23 @@ def _open_loop(ask: _Asker, rate: float, seconds: float) -> list[_Outcome]:
 
         def done(status: str, outcome: _Outcome = outcomes[-1], due: float = due) -> None:
             outcome.status, outcome.seconds = status, time.perf_counter() - due
-            missing.release()
+            completed.release()
 
-        ask.later(done)
-    deadline = time.perf_counter() + ANSWER_SECONDS
+        sender.send_async(done)
+    deadline = time.perf_counter() + RESPONSE_SECONDS
     for _ in outcomes:
-        if not missing.acquire(timeout=max(0.0, deadline - time.perf_counter())):
+        if not completed.acquire(timeout=max(0.0, deadline - time.perf_counter())):
             break
     return outcomes
 
 
-def _recovery(ask: _Asker, capacity: float) -> float:
+def _recovery(sender: _Sender, capacity: float) -> float:
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < RECOVERY_SECONDS:
-        if _closed_loop(ask, SPEED_SECONDS) >= FULL_SPEED * capacity:
+        if _throughput(sender, MEASUREMENT_SECONDS) >= RECOVERED_FRACTION * capacity:
             return elapsed
     return elapsed
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else 0.0
+def _quantile(values: Sequence[float], fraction: float) -> float:
+    return float(np.quantile(values, fraction)) if values else 0.0

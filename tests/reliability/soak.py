@@ -1,6 +1,6 @@
-"""A mixed load for a long time, and whether the memory of any process or /dev/shm grows.
+"""Memory of the server's processes and of /dev/shm under a mixed load over a long time.
 
-The same load on an `align_mask` that leaks on purpose shows that a leak would be seen.
+The same load on an `align_mask` with a deliberate leak is the positive control.
 """
 
 import contextlib
@@ -15,47 +15,43 @@ from tqdm import tqdm
 
 from deploy.local import LocalServer
 from deploy.local.supervisor import server_processes
-from tests.reliability.growth import growth
+from tests.reliability.memory_growth import growth
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
 from tests.support.processes import resident_by_process
 from triton_face_client import FaceFeatureClient
 
 CALLERS = 3
-"""Threads, each with a client of its own."""
+"""Threads, each with its own client."""
 
-CALLS_A_CLIENT = 50
-"""After which a caller takes a new client, as callers come and go."""
+CALLS_PER_CLIENT = 50
+"""Calls after which a caller opens a new client, as callers do in production."""
 
-BATCHES = (1, 2, 5, 8, 32, 100)
+FACES_PER_CALL = (1, 2, 5, 8, 32, 100)
 
-SIZES = ((112, 112), (90, 120), (200, 160))
+FRAME_SIZES = ((112, 112), (90, 120), (200, 160))
 """Height and width of frames, pixels."""
 
-BAD_SHARE = 0.05
-"""Of the faces: with a NaN among its landmarks."""
-
-FLAT_MB = 100.0
-"""Growth below it is none: allocators keep tens of megabytes more or less."""
+INVALID_FRACTION = 0.05
+"""Fraction of the faces with a NaN landmark."""
 
 SHARED_MEMORY = "/dev/shm"
 
 
 @dataclasses.dataclass(frozen=True)
 class SoakReport:
-    """What came of it.
+    """Outcome of a soak test.
 
     Attributes
     ----------
     seconds : list of float
-        When the samples were taken.
+        Times of the samples.
     memory_mb : dict of str to list of float
-        Resident memory of each process of the server, without what it shares, and what the server has in
-        /dev/shm.
+        Private resident memory of each process of the server, and the server's files in /dev/shm.
     faces, wrong : int
-        Sound faces answered, and how many not with the bits that they must have.
+        Valid faces computed, and faces whose features are not bit-identical to the expected ones.
     failures : list of str
-        What ended a caller.
+        Exceptions that ended a caller.
     """
 
     seconds: list[float]
@@ -66,17 +62,17 @@ class SoakReport:
 
     @property
     def growth_mb(self) -> dict[str, float]:
-        """Return the growth of each after the warm-up."""
+        """Return the growth of each entry of `memory_mb` after the warm-up."""
         return {name: growth(samples) for name, samples in self.memory_mb.items()}
 
 
-def kind(name: str) -> str:
-    """Return what one of `memory_mb` is, without the process id."""
+def process_name(name: str) -> str:
+    """Return a key of `memory_mb` without its process id."""
     return name.rpartition(" ")[0] or name
 
 
 def soak(server: LocalServer, seconds: float, sample_seconds: float) -> SoakReport:
-    """Put a mixed load on a server for some seconds and sample its memory."""
+    """Put a mixed load on a server for `seconds` and sample its memory every `sample_seconds`."""
     samples: dict[str, list[float]] = {}
     times: list[float] = []
     names = {process.pid: f"{process.name} {process.pid}" for process in server_processes(server.pid)}
@@ -102,7 +98,7 @@ def soak(server: LocalServer, seconds: float, sample_seconds: float) -> SoakRepo
 
 
 def leaking_repository(repository: Path, folder: Path, leak_bytes: int) -> Path:
-    """Copy a repository, with an align_mask that keeps so many bytes of every dynamic batch for ever."""
+    """Copy a repository; the copy's align_mask leaks `leak_bytes` in every dynamic batch."""
     leaking = shutil.copytree(repository, folder / "leaking")
     keep = f"args[0].__dict__.setdefault('kept', []).append(bytearray(b'x' * {leak_bytes}))"
     wrap_function(leaking / "align_mask/1/model.py", "TritonPythonModel.execute", before=keep)
@@ -110,7 +106,7 @@ def leaking_repository(repository: Path, folder: Path, leak_bytes: int) -> Path:
 
 
 class _Caller(contextlib.AbstractContextManager):
-    """A thread that calls until the end of the block; then `faces`, `wrong` and `failure` are known."""
+    """Thread that calls the server until the end of the block, which sets `faces`, `wrong` and `failure`."""
 
     def __init__(self, url: str, seed: int) -> None:
         self._url = url
@@ -121,22 +117,22 @@ class _Caller(contextlib.AbstractContextManager):
         self.failure: str | None = None
 
     def __enter__(self) -> "_Caller":
-        """Start."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Let the call under way end."""
+        """Wait for the call in flight."""
         self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
         try:
             with FaceFeatureClient(self._url) as client:
-                pools = [_Pool(client, size, seed) for seed, size in enumerate(SIZES)]
+                pools = [_Pool(client, size, seed) for seed, size in enumerate(FRAME_SIZES)]
             while not self._stopping.is_set():
                 with FaceFeatureClient(self._url) as client:
-                    for _ in range(CALLS_A_CLIENT):
+                    for _ in range(CALLS_PER_CLIENT):
                         if not self._stopping.is_set():
                             self._call(client, pools[self._generator.integers(len(pools))])
         except Exception as error:
@@ -144,22 +140,24 @@ class _Caller(contextlib.AbstractContextManager):
             raise
 
     def _call(self, client: FaceFeatureClient, pool: "_Pool") -> None:
-        which = self._generator.integers(0, len(pool.landmarks), self._generator.choice(BATCHES))
-        landmarks = pool.landmarks[which]
-        bad = self._generator.random(len(which)) < BAD_SHARE
-        landmarks[bad, 30] = np.nan
-        frames = pool.in_bytes[which] if self._generator.random() < 0.5 else pool.frames[which]
-        answers = client.features(frames, landmarks, on_invalid="nan")
-        right = (answers["HOG"] == pool.hog[which]).all(axis=1)
-        self.faces += int((~bad).sum())
-        self.wrong += int((~right[~bad]).sum()) + int(np.isfinite(answers["HOG"][bad]).any(axis=1).sum())
+        chosen = self._generator.integers(0, len(pool.landmarks), self._generator.choice(FACES_PER_CALL))
+        landmarks = pool.landmarks[chosen]
+        invalid = self._generator.random(len(chosen)) < INVALID_FRACTION
+        landmarks[invalid, 30] = np.nan
+        frames = pool.uint8_frames[chosen] if self._generator.random() < 0.5 else pool.fp32_frames[chosen]
+        outputs = client.features(frames, landmarks, on_invalid="nan")
+        is_right = (outputs["HOG"] == pool.hog[chosen]).all(axis=1)
+        self.faces += int((~invalid).sum())
+        self.wrong += int((~is_right[~invalid]).sum()) + int(
+            np.isfinite(outputs["HOG"][invalid]).any(axis=1).sum()
+        )
 
 
 class _Pool:
-    """Faces of one frame size, as bytes and as the floats they stand for, and the features of both."""
+    """Faces of one frame size, in UINT8 and FP32, and their expected features."""
 
     def __init__(self, client: FaceFeatureClient, size: tuple[int, int], seed: int) -> None:
         frames, self.landmarks = photo_faces(24, 620 + seed, size)
-        self.in_bytes = (255 * frames).astype(np.uint8)
-        self.frames = self.in_bytes.astype(np.float32) / np.float32(255)
-        self.hog = client.features(self.in_bytes, self.landmarks, ["HOG"])["HOG"]
+        self.uint8_frames = (255 * frames).astype(np.uint8)
+        self.fp32_frames = self.uint8_frames.astype(np.float32) / np.float32(255)
+        self.hog = client.features(self.uint8_frames, self.landmarks, ["HOG"])["HOG"]

@@ -22,12 +22,12 @@ from export.pose.command import export_pose
 from tests.acceptance import target
 from tests.acceptance.agreement import assert_agree
 from tests.acceptance.target import (
-    NotOurServerError,
     Target,
-    by_frames,
-    examine,
+    WrongServerError,
     faces_computed,
+    frame_inputs,
     infer,
+    read_server_info,
     wait_until,
 )
 from tests.support import oracles
@@ -40,13 +40,13 @@ NAME = "faces.test"
 """Name in the server's certificate; it differs from the address, as with a forwarded port of a pod."""
 
 ALIGNMENT = "Alignment, landmarks and masks"
-HOG = "HOG is that of the masked faces"
-POSE = "POSE is that of the checkpoint"
-REFUSALS = "Every bad face is refused"
-MIXED = "32 callers at once"
-NEIGHBOURS = "Bad faces are refused and change no answer"
+HOG = "HOG equals the oracle's"
+POSE = "POSE equals torch's"
+REFUSALS = "Every invalid face is rejected"
+MIXED = "32 concurrent callers"
+NEIGHBOURS = "An invalid face affects no other request"
 INTERFACE = "The interface"
-METRICS = "Metrics count faces"
+METRICS = "Metrics count computed and rejected faces"
 HEARTBEATS = "Every instance of align_mask"
 
 
@@ -104,10 +104,11 @@ def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_cpu_profile_warms_up_and_has_same_bits(
     tuned: LocalServer, certificates: Path, client: FaceFeatureClient
 ):
-    faces = by_frames(*photo_faces(20, 61))
+    faces = frame_inputs(*photo_faces(20, 61))
     tls = Tls(*(certificates / name for name in ("ca.crt", "tls.crt", "tls.key")), server_name=NAME)
     with FaceFeatureClient(tuned.grpc_url, tls=tls) as own:
         config = own.connection.get_model_config("align_mask").config
@@ -120,9 +121,10 @@ def test_cpu_profile_warms_up_and_has_same_bits(
         np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_correct_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
     done = accept(
-        "oracle or hog or torch or metadata or never_mixed or metrics",
+        "oracle or hog or torch or metadata or their_own_faces or metrics",
         f"--server={tuned.grpc_url}",
         f"--metrics={tuned.metrics_url}",
         f"--tls-folder={certificates}",
@@ -192,6 +194,7 @@ responses.reverse()
 """Answers faces without eye distance, and exchanges the responses of a batch."""
 
 
+@pytest.mark.slow
 def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, tmp_path: Path):
     """Another fill value, HOG norm, pose weights and `execute` fail in different rows."""
     wrong = shutil.copytree(repository, tmp_path / "wrong")
@@ -200,7 +203,7 @@ def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, tmp_path
     weights, _ = write_pose_checkpoint(tmp_path, "v1")
     export_pose(wrong, weights)
     wrapped(wrong, LET_THROUGH_AND_REVERSED)
-    tests = "oracle or hog_is or torch or metadata or reason_are or never_mixed or neighbours or heartbeat"
+    tests = "oracle or torch or metadata or the_reason or their_own_faces or never_affects or heartbeat"
     with LocalServer(wrong) as server:
         done = accept(tests, f"--server={server.grpc_url}")
         named = accept("torch", f"--server={server.grpc_url}", f"--pose-weights={weights}")
@@ -235,22 +238,22 @@ def test_unreachable_server_is_one_line():
 )
 def test_wrong_address_is_an_error(server: LocalServer, url: str, metrics: str | None, message: str):
     addresses = {"gRPC": server.grpc_url, "HTTP": server.http_url, None: None}
-    with pytest.raises(NotOurServerError, match=message):
-        examine(Target(addresses.get(url, url), addresses[metrics]))
+    with pytest.raises(WrongServerError, match=message):
+        read_server_info(Target(addresses.get(url, url), addresses[metrics]))
 
 
 def test_server_without_the_models_is_an_error(repository: Path):
     with (
         LocalServer(repository, models=("pose_mlp",)) as server,
-        pytest.raises(NotOurServerError, match="has no model align_mask ready: serve the project's"),
+        pytest.raises(WrongServerError, match="has no model align_mask ready: serve the project's"),
     ):
-        examine(Target(server.grpc_url))
+        read_server_info(Target(server.grpc_url))
 
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_run_ends_when_server_stops_responding(monkeypatch: pytest.MonkeyPatch, listens: bool):
     """A stopped process still accepts connections; the port of an ended one is closed."""
-    monkeypatch.setattr(target, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(target, "RESPONSE_SECONDS", 0.5)
     with socket.socket() as endpoint:
         endpoint.bind((HOST, 0))
         if listens:

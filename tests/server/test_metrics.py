@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 from align_mask.face_checks import REASONS, reason_of
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
-from tests.support.invalid_faces import BAD_FACES
+from tests.support.invalid_faces import INVALID_FACES
 from tests.support.prometheus import Prometheus
 from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient
@@ -70,7 +70,7 @@ def test_prometheus_counts_faces_requests_and_stages(scraped: tuple[LocalServer,
 def test_metrics_know_every_reason(client: FaceFeatureClient):
     """An invalid face with a reason without a metric would fail its whole batch."""
     reasons = set()
-    for spoil, _ in BAD_FACES.values():
+    for spoil, _ in INVALID_FACES.values():
         frames, landmarks = photo_faces(4, 641)
         spoil(frames, landmarks)
         reasons.add(rejection_reason(client, frames, landmarks))

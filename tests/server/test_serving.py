@@ -12,8 +12,8 @@ import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tests.acceptance.agreement import assert_agree
-from tests.acceptance.target import Tensors, by_frames
-from tests.acceptance.test_bad_faces import check_good_and_bad_in_turn
+from tests.acceptance.target import Tensors, frame_inputs
+from tests.acceptance.test_invalid_faces import check_alternating_valid_and_invalid
 from tests.support.face_data import photo_faces
 from tests.support.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS
 from tests.support.raw_requests import infer
@@ -38,7 +38,7 @@ def test_http_and_grpc_answers_have_same_bits(
     model: str,
     names: tuple[str, ...],
 ):
-    inputs = by_frames(*photo_faces(5, 55))
+    inputs = frame_inputs(*photo_faces(5, 55))
     over_grpc = infer(client, model, inputs, names)
     over_http = infer_http(http, model, inputs, names)
     for name in names:
@@ -49,13 +49,13 @@ def test_invalid_face_is_http_status_400(http: httpclient.InferenceServerClient)
     frames, landmarks = photo_faces(1, 65)
     landmarks[0, 0] = np.nan
     with pytest.raises(InferenceServerException) as caught:
-        infer_http(http, "ensemble", by_frames(frames, landmarks), ["HOG"])
+        infer_http(http, "ensemble", frame_inputs(frames, landmarks), ["HOG"])
     assert caught.value.status() == "400"
     assert "face 0: non-finite landmark" in caught.value.message()
 
 
 def test_rejections_over_http_do_not_stall_the_ensemble(http: httpclient.InferenceServerClient):
-    check_good_and_bad_in_turn(
+    check_alternating_valid_and_invalid(
         lambda tensors: infer_http(http, "ensemble", tensors, ["HOG", "POSE"]),
         functools.partial(assert_agree, inexact=frozenset()),
     )

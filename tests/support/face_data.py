@@ -1,4 +1,4 @@
-"""Faces to test with: a real photograph turned, scaled and cut in many ways, and extreme landmarks."""
+"""Test faces: random rotated and scaled crops of one photograph, and extreme landmarks."""
 
 import numpy as np
 from skimage.data import astronaut
@@ -10,10 +10,10 @@ CROP = 112
 
 
 def photo_faces(count: int, seed: int, size: tuple[int, int] = (CROP, CROP)) -> tuple[np.ndarray, np.ndarray]:
-    """Cut `count` different faces out of the photograph.
+    """Cut `count` different face crops out of the photograph.
 
-    Some reach over the edge of the photograph (blank there), some over the edge of the crop (the fill shows),
-    a jaw's end may lie left of or above it, and the landmarks are jittered as a landmarker's are.
+    Some crops extend beyond the photograph and are black there. Some aligned faces extend beyond the crop and
+    contain the fill value; a jaw end may lie left of or above the crop. The landmarks have random noise.
 
     Returns
     -------
@@ -29,9 +29,11 @@ def photo_faces(count: int, seed: int, size: tuple[int, int] = (CROP, CROP)) -> 
     frames, landmarks = [], []
     for _ in range(count):
         scale = generator.uniform(0.7, 1.6) * min(size) / 110
-        place = np.array([width, height]) / 2 + generator.normal(0, 0.12 * min(size), 2)
-        turn = SimilarityTransform(scale=scale, rotation=generator.normal(0, 0.4))
-        to_crop = SimilarityTransform(translation=-centre) + turn + SimilarityTransform(translation=place)
+        position = np.array([width, height]) / 2 + generator.normal(0, 0.12 * min(size), 2)
+        rotation = SimilarityTransform(scale=scale, rotation=generator.normal(0, 0.4))
+        to_crop = (
+            SimilarityTransform(translation=-centre) + rotation + SimilarityTransform(translation=position)
+        )
         frame = warp(photo, to_crop.inverse, output_shape=size, order=1)
         frames.append(frame.transpose(2, 0, 1))
         landmarks.append(to_crop(points) + generator.normal(0, 0.01 * min(size), (68, 2)))
@@ -39,7 +41,7 @@ def photo_faces(count: int, seed: int, size: tuple[int, int] = (CROP, CROP)) -> 
 
 
 def extreme_landmarks(count: int, seed: int) -> np.ndarray:
-    """Draw landmarks float32 ``[count, 68, 2]``, spread over 3 to 150 pixels, many of them off the crop."""
+    """Draw landmarks float32 ``[count, 68, 2]``, spread over 3 to 150 pixels, many outside the crop."""
     generator = np.random.default_rng(seed)
     spread = generator.choice([3, 10, 40, 90, 150], (count, 1, 1))
     centre = generator.uniform(-80, CROP + 80, (count, 1, 2))
@@ -47,7 +49,7 @@ def extreme_landmarks(count: int, seed: int) -> np.ndarray:
 
 
 def extreme_aligned_landmarks(count: int, seed: int) -> np.ndarray:
-    """Draw aligned landmarks int64 ``[count, 68, 2]``: tiny, huge, off the face, jaw ends around 0."""
+    """Draw aligned landmarks int64 ``[count, 68, 2]``: tiny, huge, outside the face, jaw ends near 0."""
     generator = np.random.default_rng(seed)
     spread = generator.choice([1, 2, 5, 20, 80, 300, 5000], (count, 1, 1))
     centre = generator.uniform(-60, CROP + 60, (count, 1, 2))

@@ -1,4 +1,4 @@
-"""One real server for the whole run, on models built for it."""
+"""Servers, clients and pose checkpoints for all tests. Each pytest process has one shared server."""
 
 import json
 import shutil
@@ -21,11 +21,13 @@ from triton_face_client import FaceFeatureClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of tests/acceptance; only the conftest of the outermost folder may."""
+    """Add the options of tests/acceptance; pytest accepts options only from the outermost conftest."""
     group = parser.getgroup("acceptance", "acceptance tests of a running server (tests/acceptance)")
     group.addoption("--server", metavar="HOST:PORT", help="gRPC endpoint of the server to test")
     group.addoption(
-        "--metrics", metavar="HOST:PORT", help="its metrics endpoint; without, metrics are skipped"
+        "--metrics",
+        metavar="HOST:PORT",
+        help="its metrics endpoint; without it, tests of metrics are skipped",
     )
     group.addoption(
         "--tls-folder", type=Path, metavar="DIR", help="ca.crt, tls.crt and tls.key for the server"
@@ -36,13 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="FILE",
-        help="checkpoint of its pose model (.safetensors, .json beside it); none skips the comparison",
+        help="checkpoint of its pose model (.safetensors with its .json); `none` skips the comparison",
     )
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a copy of the model repository with freshly built models."""
+    """Return a copy of the model repository with newly exported ONNX files."""
     target = tmp_path_factory.mktemp("served") / "model_repository"
     shutil.copytree(DEFAULT_REPOSITORY, target, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
     export_hog(target)
@@ -52,13 +54,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
+    """Yield the shared server. A test must leave it running, with all models loaded."""
     with LocalServer(repository) as running:
         yield running
 
 
 @pytest.fixture
 def own_server(repository: Path) -> Iterator[LocalServer]:
-    """Give a server that a test may stop."""
+    """Yield a server of this test alone, which the test may overload or stop."""
     with LocalServer(repository) as running:
         yield running
 
@@ -83,16 +86,16 @@ STATISTICS = {
 
 @pytest.fixture(params=["v1", "v2"])
 def pose_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PoseNet]:
-    """Give a random pose checkpoint in each layout, and the torch module it was saved from."""
+    """Return a random pose checkpoint of each layout and the torch module it was saved from."""
     return write_pose_checkpoint(tmp_path, request.param)
 
 
 def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
-    """Save a seeded random network as `pose.safetensors` and `pose.json`."""
+    """Save a random network with a fixed seed as `pose.safetensors` and `pose.json`."""
     hidden = {"v1": (256, 128, 64), "v2": (512, 256, 128)}[layout]
     torch.manual_seed(7)
     net = PoseNet(hidden, layer_norm=layout == "v2")
-    for parameter in net.parameters():  # LayerNorm starts as the identity, which would hide a mix-up
+    for parameter in net.parameters():  # a new LayerNorm is the identity and would hide swapped weights
         parameter.data += 0.05 * torch.randn_like(parameter)
     weights = folder / "pose.safetensors"
     save_file(net.state_dict(), weights)
@@ -103,5 +106,5 @@ def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
 
 @pytest.fixture(scope="session")
 def statistics() -> tuple[np.ndarray, np.ndarray]:
-    """Give the mean and the std that `write_pose_checkpoint` saves."""
+    """Return the mean and the standard deviation that `write_pose_checkpoint` saves."""
     return np.float32(STATISTICS["mean"]), np.float32(STATISTICS["std"])

@@ -1,4 +1,4 @@
-"""The fixed interface of the four models: names, types and shapes (of one face) of their tensors."""
+"""The fixed interface of the four models: name, type and shape per face of each tensor."""
 
 FRAMES = ("FRAMES", "TYPE_FP32", [3, -1, -1])
 FRAMES_UINT8 = ("FRAMES_UINT8", "TYPE_UINT8", [3, -1, -1])

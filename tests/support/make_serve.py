@@ -1,17 +1,22 @@
-"""`make serve` as a process of its own."""
+"""`make serve` in a process of its own."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local.server import PROJECT
+
+STOP_SECONDS = 180.0
+"""Longest duration of a stop; generous, because a stop takes seconds on an otherwise idle machine."""
 
 FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
 
 
 def start(repository: Path, **environment: str) -> "subprocess.Popen[str]":
-    """Start what `make serve` starts."""
+    """Start the process that `make serve` starts, on free ports."""
     return subprocess.Popen(
         [sys.executable, "-m", "deploy.local"],
         stdout=subprocess.PIPE,
@@ -23,17 +28,28 @@ def start(repository: Path, **environment: str) -> "subprocess.Popen[str]":
 
 
 def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
-    """Return what `serve` says about itself, by its first word."""
-    said = {}
+    """Return the lines that `make serve` prints until it is ready: first word -> rest of the line."""
+    lines = {}
     for line in process.stdout:
         name, _, value = line.strip().partition(" ")
-        said[name] = value.strip()
+        lines[name] = value.strip()
         if name.startswith("ready"):
-            return said
+            return lines
     raise AssertionError(process.stderr.read())
 
 
-def the_server(process: "subprocess.Popen[str]") -> int:
+@contextlib.contextmanager
+def run_make_serve(repository: Path) -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
+    """Run `make serve`; yield its process and the lines that it printed until it was ready."""
+    process = start(repository)
+    try:
+        yield process, read_until_ready(process)
+    finally:
+        process.terminate()
+        process.communicate(timeout=STOP_SECONDS)
+
+
+def tritonserver_pid(process: "subprocess.Popen[str]") -> int:
     """Return the process id of the tritonserver that `make serve` runs."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return int(children[0])

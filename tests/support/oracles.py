@@ -1,4 +1,4 @@
-"""What the right answers are, computed another way than the project computes them.
+"""Expected outputs, computed independently of the project.
 
 Nothing here imports the project. Masks and HOG come from scipy and scikit-image, called as at training time;
 alignment and warp from float64 NumPy that samples one formula per pixel; the mask a second time from exact
@@ -16,27 +16,27 @@ def affine(landmarks: np.ndarray, face_size: int = 112, box_enlarge: float = 2.5
     """Return the float64 ``[2, 3]`` map of one face's landmarks ``[68, 2]``, by complex numbers."""
     z = landmarks[:, 0].astype(np.float64) + 1j * landmarks[:, 1].astype(np.float64)
     right, left = z[36:42].sum() / 6, z[42:48].sum() / 6
-    turn = np.conj(left - right) / abs(left - right)
-    level = np.array([right, left, z[30], z[48], z[54]]) * turn
+    rotation = np.conj(left - right) / abs(left - right)
+    level = np.array([right, left, z[30], z[48], z[54]]) * rotation
     low = complex(level.real.min(), level.imag.min())
     high = complex(level.real.max(), level.imag.max())
     half = 0.5 * box_enlarge * max((high - low).real, (high - low).imag)
     scale = (face_size - 1) / 2 / half
     shift = scale * (half * (1 + 1j) - (low + high) / 2)
-    along_x, along_y = scale * turn, scale * turn * 1j
+    along_x, along_y = scale * rotation, scale * rotation * 1j
     return np.array([[along_x.real, along_y.real, shift.real], [along_x.imag, along_y.imag, shift.imag]])
 
 
 def warped(
     frame: np.ndarray, matrix: np.ndarray, face_size: int = 112, fill: float = 128.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample one frame ``[C, H, W]`` in float64 at every aligned pixel's place in it.
+    """Warp one frame ``[C, H, W]`` in float64.
 
     Returns
     -------
     face : ndarray, shape (C, face_size, face_size)
     certain : ndarray of bool, shape (face_size, face_size)
-        False where the sampling point is so near the border that float32 may see it on the other side.
+        False where the sampling point is so close to the frame's border that rounding decides its side.
     """
     _, height, width = frame.shape
     v, u = np.mgrid[:face_size, :face_size].astype(np.float64)
@@ -61,7 +61,7 @@ def warped(
 
 
 def mask(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
-    """Return one face's mask from aligned integer landmarks, as SPEC section 3 words it."""
+    """Return one face's mask from aligned integer landmarks, as SPEC section 3 defines it."""
     vertices = ConvexHull(landmarks).vertices
     filled = grid_points_in_poly(
         (face_size, face_size), [(landmarks[i, 1], landmarks[i, 0]) for i in vertices]
@@ -107,7 +107,7 @@ def hog_features(face: np.ndarray) -> np.ndarray:
 
 
 def orientation_bins(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
-    """Return the bins 0-7 of float32 gradients by float32 atan2, as SPEC section 4 words it."""
+    """Return the bins 0-7 of float32 gradients by float32 atan2, as SPEC section 4 defines them."""
     degrees = torch.rad2deg(torch.atan2(torch.from_numpy(gy), torch.from_numpy(gx))) % 180.0
     return (degrees / 22.5).long().clamp(0, 7).numpy()
 

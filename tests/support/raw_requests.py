@@ -1,4 +1,4 @@
-"""Requests as they are given, without the client's checks, batches and retries."""
+"""Single requests without the client's checks, batching and retries."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +9,11 @@ from tritonclient.utils import np_to_triton_dtype
 from triton_face_client import FaceFeatureClient
 
 
+def tensor_input(name: str, values: np.ndarray) -> InferInput:
+    """Return a request's input tensor."""
+    return InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
+
+
 def infer(
     client: FaceFeatureClient,
     model: str,
@@ -16,11 +21,8 @@ def infer(
     outputs: Sequence[str],
     timeout: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Send one request, which may take `timeout` seconds; raise tritonclient's exception as it comes."""
-    inputs = [
-        InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
-        for name, values in tensors.items()
-    ]
+    """Send one request with a timeout in seconds; tritonclient's exceptions propagate unchanged."""
+    inputs = [tensor_input(name, values) for name, values in tensors.items()]
     requested = [InferRequestedOutput(name) for name in outputs]
     result = client.connection.infer(model, inputs, outputs=requested, client_timeout=timeout)
     return {name: result.as_numpy(name) for name in outputs}

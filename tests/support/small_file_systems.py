@@ -1,4 +1,4 @@
-"""Programs that see a small file system where a large one is, in a mount namespace of their own."""
+"""Scripts that see a small file system mounted on a folder, in a private mount namespace."""
 
 import os
 import shlex
@@ -15,12 +15,12 @@ NAMESPACE = ("unshare", "--mount", "--map-root-user")
 def run_with_small(
     folder: str, megabytes: int, script: str, *arguments: str, timeout: float = 180, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a Python script where `folder` is a file system of so many megabytes; nobody else sees it.
+    """Run a Python script that sees a small file system mounted on `folder`; other processes do not.
 
-    The test is skipped where the system gives no such namespaces, as some containers do not.
+    The test is skipped where the system forbids mount namespaces, as some containers do.
     """
     if subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system gives no mount namespaces (unshare --mount --map-root-user)")
+        pytest.skip("this system forbids mount namespaces (unshare --mount --map-root-user)")
     command = shlex.join([sys.executable, "-c", script, *arguments])
     mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {shlex.quote(folder)}"
     return subprocess.run(

@@ -23,6 +23,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_reduces_the_error():
     first, again = (train.train(steps=20, seed=1, faces_per_step=32) for _ in range(2))
     other = train.train(steps=1, seed=2, faces_per_step=32)

@@ -1,7 +1,7 @@
-"""Requests that nobody should send, drawn by hypothesis, and how they are sent: past every client's checks.
+"""Hostile requests, drawn by hypothesis and sent without any client-side check.
 
-A hostile request is a sound one with one to three harms done to it, each of which alone makes it unservable.
-It is a plain description, so that a failing one can be read, and hypothesis can make it simpler.
+A hostile request is a valid one with one or two defects, each of which alone makes it invalid. It is a plain
+dataclass, so that hypothesis can simplify a failing request and print it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tests.support.face_data import photo_faces
 FACES = 2
 CROP = (24, 20)
 
-ANSWER_SECONDS = 30.0
+RESPONSE_SECONDS = 30.0
 
 OUTPUTS = {
     "ensemble": ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK"),
@@ -33,7 +33,7 @@ DATATYPES = ("BOOL", "UINT8", "UINT16", "INT32", "INT64", "FP16", "FP32", "FP64"
 
 @dataclasses.dataclass
 class Tensor:
-    """A tensor as it is declared, and its bytes, which need not fit."""
+    """The declaration of a tensor and its bytes, which may contradict the declaration."""
 
     name: str
     datatype: str
@@ -42,30 +42,30 @@ class Tensor:
 
 
 @dataclasses.dataclass
-class Hostile:
-    """A request, what is wrong with it, and how it goes over HTTP beside that.
+class HostileRequest:
+    """A request and its defects.
 
     Attributes
     ----------
     model : str
-        Which model is asked.
+        Name of the model.
     tensors : list of Tensor
-        Its inputs.
+        Inputs.
     outputs : list of str
-        What is asked for.
-    harms : list of str
-        What was done to it.
+        Names of the requested outputs.
+    defects : list of str
+        Description of each defect.
     """
 
     model: str
     tensors: list[Tensor]
     outputs: list[str]
-    harms: list[str] = dataclasses.field(default_factory=list)
+    defects: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came back: gRPC's status or HTTP's, and the text beside it."""
+class Response:
+    """The gRPC or HTTP status of a response and its error message."""
 
     status: str
     reason: str
@@ -74,8 +74,8 @@ class Answer:
 _FRAMES, _LANDMARKS = photo_faces(FACES, 600, CROP)
 
 
-def sound(model: str, kind: str) -> Hostile:
-    """Return a request that is served, to start from; `kind` is FP32 or UINT8."""
+def valid_request(model: str, kind: str) -> HostileRequest:
+    """Return a valid request, still without defects; `kind` is FP32 or UINT8."""
     values = {"LANDMARKS": _LANDMARKS}
     if model == "hog":
         values = {"MASKED_FACES": np.zeros((FACES, 3, 112, 112), np.float32)}
@@ -84,7 +84,7 @@ def sound(model: str, kind: str) -> Hostile:
         values["FRAMES" if is_float else "FRAMES_UINT8"] = (
             _FRAMES if is_float else (255 * _FRAMES).astype(np.uint8)
         )
-    return Hostile(
+    return HostileRequest(
         model,
         [
             Tensor(name, "UINT8" if array.dtype == np.uint8 else "FP32", list(array.shape), array.tobytes())
@@ -95,37 +95,37 @@ def sound(model: str, kind: str) -> Hostile:
 
 
 Draw = Callable[[st.SearchStrategy], object]
-Harm = Callable[[Draw, Hostile], None]
+Defect = Callable[[Draw, HostileRequest], None]
 
 
-def _any_tensor(draw: Draw, request: Hostile) -> Tensor:
+def _any_tensor(draw: Draw, request: HostileRequest) -> Tensor:
     return draw(st.sampled_from(request.tensors))
 
 
-def _drop(draw: Draw, request: Hostile) -> None:
-    """Leave an input out, the landmarks where they are one of two."""
+def _drop(draw: Draw, request: HostileRequest) -> None:
+    """Leave an input out."""
     request.tensors.remove(_any_tensor(draw, request))
 
 
-def _rename(draw: Draw, request: Hostile) -> None:
-    """Call an input by a name that the model does not know."""
+def _rename(draw: Draw, request: HostileRequest) -> None:
+    """Give an input a name that the model does not have."""
     name = draw(st.text(max_size=40).filter(lambda text: text not in {"FRAMES", "FRAMES_UINT8", "LANDMARKS"}))
     _any_tensor(draw, request).name = f"X{name}"
 
 
-def _add(draw: Draw, request: Hostile) -> None:
-    """Send one input more than there are."""
+def _add(draw: Draw, request: HostileRequest) -> None:
+    """Send an additional input."""
     request.tensors.append(Tensor(f"Y{draw(st.text(max_size=10))}", "FP32", [FACES, 1], bytes(4 * FACES)))
 
 
-def _retype(draw: Draw, request: Hostile) -> None:
+def _retype(draw: Draw, request: HostileRequest) -> None:
     """Declare another datatype."""
     tensor = _any_tensor(draw, request)
     tensor.datatype = draw(st.sampled_from([kind for kind in DATATYPES if kind != tensor.datatype]))
 
 
-def _reshape(draw: Draw, request: Hostile) -> None:
-    """Declare a shape that the bytes or the model do not have."""
+def _reshape(draw: Draw, request: HostileRequest) -> None:
+    """Declare a shape that fits neither the bytes nor the model."""
     tensor = _any_tensor(draw, request)
     dims = st.lists(st.integers(-3, 2**40) | st.sampled_from([0, -1, 2**62, -(2**63), 2**63 - 1]), max_size=6)
     tensor.shape = draw(dims.filter(lambda shape: shape != tensor.shape and _size(shape) != len(tensor.data)))
@@ -135,51 +135,51 @@ def _size(shape: list[int]) -> int:
     return int(np.prod(np.array(shape, dtype=object))) if shape else 1
 
 
-def _other_batch(draw: Draw, request: Hostile) -> None:
-    """Declare more faces than max_batch_size, with all their bytes."""
+def _oversize_batch(draw: Draw, request: HostileRequest) -> None:
+    """Send more faces than max_batch_size."""
     count = draw(st.integers(129, 200))
     for tensor in request.tensors:
         rows = len(tensor.data) // FACES
         tensor.data, tensor.shape = tensor.data[:rows] * count, [count, *tensor.shape[1:]]
 
 
-def _truncate(draw: Draw, request: Hostile) -> None:
+def _truncate(draw: Draw, request: HostileRequest) -> None:
     """Cut the end off a tensor's bytes."""
     tensor = _any_tensor(draw, request)
     tensor.data = tensor.data[: draw(st.integers(0, max(0, len(tensor.data) - 1)))]
 
 
-def _extend(draw: Draw, request: Hostile) -> None:
-    """Send more bytes than the shape has."""
+def _extend(draw: Draw, request: HostileRequest) -> None:
+    """Send more bytes than the shape needs."""
     tensor = _any_tensor(draw, request)
     tensor.data += bytes(draw(st.integers(1, 5000)))
 
 
-def _unknown_output(draw: Draw, request: Hostile) -> None:
-    """Ask for something that the model does not give."""
+def _unknown_output(draw: Draw, request: HostileRequest) -> None:
+    """Request an output that the model does not have."""
     request.outputs.append(f"Z{draw(st.text(max_size=40))}")
 
 
-def _unservable_landmarks(draw: Draw, request: Hostile) -> None:
-    """Give a face landmarks that no mask can be made of."""
+def _invalid_landmarks(draw: Draw, request: HostileRequest) -> None:
+    """Make the landmarks of a face invalid."""
     points = _LANDMARKS.copy()
     face = draw(st.integers(0, FACES - 1))
-    kind = draw(st.sampled_from(["NaN", "infinite", "far", "line", "point", "eyes"]))
-    at = draw(st.integers(0, 67))
-    if kind == "line":
+    kind = draw(st.sampled_from(["NaN", "infinite", "far", "one line", "one point", "no eye distance"]))
+    point = draw(st.integers(0, 67))
+    if kind == "one line":
         points[face, :, 1] = draw(st.integers(-100, 100))
-    elif kind == "point":
+    elif kind == "one point":
         points[face] = draw(st.integers(-100, 100))
-    elif kind == "eyes":
+    elif kind == "no eye distance":
         points[face, 42:48] = points[face, 36:42]
     else:
-        points[face, at, draw(st.integers(0, 1))] = {"NaN": np.nan, "infinite": np.inf, "far": 1e9}[kind]
+        points[face, point, draw(st.integers(0, 1))] = {"NaN": np.nan, "infinite": np.inf, "far": 1e9}[kind]
     tensor = next(tensor for tensor in request.tensors if tensor.name == "LANDMARKS")
     tensor.data = points.tobytes()
 
 
-def _unservable_pixels(draw: Draw, request: Hostile) -> None:
-    """Give a face a pixel that is none."""
+def _invalid_pixel(draw: Draw, request: HostileRequest) -> None:
+    """Make a pixel non-finite or huge."""
     pixels = _FRAMES.copy()
     pixel = draw(st.integers(0, pixels.size - 1))
     pixels.flat[pixel] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30, -1e30]))
@@ -187,8 +187,8 @@ def _unservable_pixels(draw: Draw, request: Hostile) -> None:
     tensor.data = pixels.tobytes()
 
 
-def _tiny_frames(draw: Draw, request: Hostile) -> None:
-    """Send frames in which no face can be told."""
+def _tiny_frames(draw: Draw, request: HostileRequest) -> None:
+    """Send frames with a side below the minimum."""
     height, width = draw(st.integers(1, 15)), draw(st.integers(1, 300))
     tensor = next(tensor for tensor in request.tensors if tensor.name.startswith("FRAMES"))
     pixel = 1 if tensor.datatype == "UINT8" else 4
@@ -196,47 +196,47 @@ def _tiny_frames(draw: Draw, request: Hostile) -> None:
     tensor.data = bytes(FACES * 3 * height * width * pixel)
 
 
-_ANYWHERE: tuple[Harm, ...] = (
+_DEFECTS_OF_REQUESTS: tuple[Defect, ...] = (
     _drop,
     _rename,
     _add,
     _retype,
     _reshape,
-    _other_batch,
+    _oversize_batch,
     _truncate,
     _extend,
     _unknown_output,
 )
-_OF_FACES: tuple[Harm, ...] = (_unservable_landmarks, _tiny_frames)
+_DEFECTS_OF_FACES: tuple[Defect, ...] = (_invalid_landmarks, _tiny_frames)
 
 
 @st.composite
-def hostile_requests(draw: Draw) -> Hostile:
+def hostile_requests(draw: Draw) -> HostileRequest:
     """Draw a hostile request."""
     model = draw(st.sampled_from(sorted(OUTPUTS)))
     kind = draw(st.sampled_from(["FP32", "UINT8"]))
-    request = sound(model, kind)
-    harms = list(_ANYWHERE)
+    request = valid_request(model, kind)
+    defects = list(_DEFECTS_OF_REQUESTS)
     if model in ("ensemble", "align_mask"):
-        harms += _OF_FACES
-        harms += [_unservable_pixels] * (kind == "FP32")
-    first = draw(st.sampled_from(harms))
+        defects += _DEFECTS_OF_FACES
+        defects += [_invalid_pixel] * (kind == "FP32")
+    first = draw(st.sampled_from(defects))
     first(draw, request)
-    request.harms.append(first.__doc__)
-    # A second harm may undo nothing of the first: only such as do not touch the same thing.
+    request.defects.append(first.__doc__)
+    # The second defect must not repair the first: an unknown output repairs no defect of an input.
     if first not in (_drop, _unknown_output) and draw(st.booleans()):
         _unknown_output(draw, request)
-        request.harms.append(_unknown_output.__doc__)
+        request.defects.append(_unknown_output.__doc__)
     return request
 
 
-def over_grpc(channel: grpc.Channel, request: Hostile) -> Answer:
-    """Send a request over gRPC as it is."""
-    return raw_grpc(channel, grpc_message(request))
+def send_over_grpc(channel: grpc.Channel, request: HostileRequest) -> Response:
+    """Send a request over gRPC."""
+    return send_grpc_bytes(channel, grpc_message(request))
 
 
-def grpc_message(request: Hostile) -> bytes:
-    """Return a request as gRPC's message."""
+def grpc_message(request: HostileRequest) -> bytes:
+    """Return a request as a serialized gRPC message."""
     message = service_pb2.ModelInferRequest(
         model_name=request.model,
         inputs=[
@@ -249,24 +249,24 @@ def grpc_message(request: Hostile) -> bytes:
     return message.SerializeToString()
 
 
-def raw_grpc(channel: grpc.Channel, message: bytes) -> Answer:
-    """Send the bytes of an inference request over gRPC, whatever they are."""
+def send_grpc_bytes(channel: grpc.Channel, message: bytes) -> Response:
+    """Send arbitrary bytes as an inference request over gRPC."""
     infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     try:
-        infer(message, timeout=ANSWER_SECONDS)
+        infer(message, timeout=RESPONSE_SECONDS)
     except grpc.RpcError as error:
-        return Answer(error.code().name, error.details() or "")
-    return Answer("OK", "")
+        return Response(error.code().name, error.details() or "")
+    return Response("OK", "")
 
 
-def over_http(connection: http.client.HTTPConnection, request: Hostile) -> Answer:
-    """Send a request over HTTP as it is."""
+def send_over_http(connection: http.client.HTTPConnection, request: HostileRequest) -> Response:
+    """Send a request over HTTP."""
     header, data = http_parts(request)
-    return raw_http(connection, request.model, header, data, len(header))
+    return send_http_bytes(connection, request.model, header, data, len(header))
 
 
-def http_parts(request: Hostile) -> tuple[bytes, bytes]:
-    """Return a request as HTTP's JSON and the binary data behind it."""
+def http_parts(request: HostileRequest) -> tuple[bytes, bytes]:
+    """Return a request as HTTP's JSON and the binary data that follows it."""
     inputs = [
         {
             "name": tensor.name,
@@ -281,10 +281,10 @@ def http_parts(request: Hostile) -> tuple[bytes, bytes]:
     return header, b"".join(tensor.data for tensor in request.tensors)
 
 
-def raw_http(
+def send_http_bytes(
     connection: http.client.HTTPConnection, model: str, header: bytes, data: bytes, header_length: int
-) -> Answer:
-    """Send the two parts of an inference request over HTTP, whatever they are."""
+) -> Response:
+    """Send arbitrary bytes as the JSON and the binary data of an inference request over HTTP."""
     try:
         connection.request(
             "POST",
@@ -296,28 +296,28 @@ def raw_http(
         body = response.read()
     except (http.client.HTTPException, ConnectionError):
         connection.close()
-        return Answer("no answer", "")
+        return Response("no response", "")
     if response.status == http.client.OK:
-        return Answer("200", "")
+        return Response("200", "")
     try:
         reason = json.loads(body).get("error", "")
     except ValueError:
         reason = body.decode(errors="replace")
-    return Answer(str(response.status), reason)
+    return Response(str(response.status), reason)
 
 
 @dataclasses.dataclass
-class Damaged:
-    """A sound request of which a part is lost or wrong on its way.
+class TruncatedRequest:
+    """A valid request with one part cut off or, for the header length, too small.
 
     Attributes
     ----------
     model, kind : str
-        Which request, as for `sound`.
+        Arguments of `valid_request`.
     part : str
-        "message" (of gRPC), "header" (of HTTP, its JSON), "header length" or "data".
+        "message" (gRPC), "header" (HTTP's JSON), "header length" (HTTP) or "data" (HTTP).
     keep : float
-        Share of the part that is left; of a header length, what it is multiplied with.
+        Fraction of the part that is sent; factor of the header length.
     """
 
     model: str
@@ -326,10 +326,10 @@ class Damaged:
     keep: float
 
 
-def damaged_requests() -> st.SearchStrategy[Damaged]:
-    """Draw a damaged request."""
+def truncated_requests() -> st.SearchStrategy[TruncatedRequest]:
+    """Draw a truncated request."""
     return st.builds(
-        Damaged,
+        TruncatedRequest,
         st.sampled_from(sorted(OUTPUTS)),
         st.sampled_from(["FP32", "UINT8"]),
         st.sampled_from(["message", "header", "header length", "data"]),
@@ -337,16 +337,18 @@ def damaged_requests() -> st.SearchStrategy[Damaged]:
     )
 
 
-def send_damaged(channel: grpc.Channel, connection: http.client.HTTPConnection, damaged: Damaged) -> Answer:
-    """Send what is left of a request."""
-    request = sound(damaged.model, damaged.kind)
-    if damaged.part == "message":
-        whole = grpc_message(request)
-        return raw_grpc(channel, whole[: int(damaged.keep * len(whole))])
+def send_truncated(
+    channel: grpc.Channel, connection: http.client.HTTPConnection, truncated: TruncatedRequest
+) -> Response:
+    """Send a truncated request."""
+    request = valid_request(truncated.model, truncated.kind)
+    if truncated.part == "message":
+        message = grpc_message(request)
+        return send_grpc_bytes(channel, message[: int(truncated.keep * len(message))])
     header, data = http_parts(request)
-    if damaged.part == "header":
-        header = header[: int(damaged.keep * len(header))]
-    if damaged.part == "data":
-        data = data[: int(damaged.keep * len(data))]
-    length = int(damaged.keep * len(header)) if damaged.part == "header length" else len(header)
-    return raw_http(connection, damaged.model, header, data, length)
+    if truncated.part == "header":
+        header = header[: int(truncated.keep * len(header))]
+    if truncated.part == "data":
+        data = data[: int(truncated.keep * len(data))]
+    length = int(truncated.keep * len(header)) if truncated.part == "header length" else len(header)
+    return send_http_bytes(connection, truncated.model, header, data, length)

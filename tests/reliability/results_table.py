@@ -1,4 +1,4 @@
-"""The tables of `make chaos` and `make soak`, and the picture of the soak."""
+"""The result tables of `make chaos` and `make soak`, and the plot of the soak test."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from tests.reliability.soak import SoakReport, kind
+from tests.reliability.soak import SoakReport, process_name
 
 COLOURS = {"align_mask": "tab:red", "tritonserver": "tab:blue", "hog": "tab:green", "pose_mlp": "tab:purple"}
 OTHER = "tab:gray"
 
 HEADROOM = 1.3
-"""Over the highest line, for the legend."""
+"""Height of the plot divided by the highest line; leaves room for the legend."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A promise, what was measured, and whether it was kept."""
+    """A promise, its measured figures, and whether it was kept."""
 
     promise: str
     measured: str
@@ -30,11 +30,11 @@ class Row:
 
 def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folder: Path) -> str:
     """Write `chaos.md` or `soak.md` and return its text."""
-    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    description = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [
         f"# Measured by `make {what}`",
         "",
-        described + ". The promises are those of [docs/reliability.md](../../docs/reliability.md).",
+        description + ". The promises are those of [docs/reliability.md](../../docs/reliability.md).",
         "",
         "| promise | measured | |",
         "| --- | --- | --- |",
@@ -48,15 +48,15 @@ def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folde
 
 
 def plot_memory(reports: Mapping[str, SoakReport], path: Path) -> None:
-    """Draw each process's memory and /dev/shm over time, a panel for each report."""
+    """Plot the memory of each process and of /dev/shm over time, one panel for each report."""
     figure, panels = plt.subplots(1, len(reports), figsize=(11, 4), sharey=True, layout="constrained")
     for axes, (title, report) in zip(panels, reports.items(), strict=True):
         labelled = set()
         for name, samples in report.memory_mb.items():
-            label = kind(name) if kind(name) not in labelled else None
-            labelled.add(kind(name))
+            label = process_name(name) if process_name(name) not in labelled else None
+            labelled.add(process_name(name))
             minutes = [seconds / 60 for seconds in report.seconds]
-            axes.plot(minutes, samples, color=COLOURS.get(kind(name), OTHER), label=label)
+            axes.plot(minutes, samples, color=COLOURS.get(process_name(name), OTHER), label=label)
         axes.set(xlabel="minutes", title=title)
         axes.grid(alpha=0.3)
     highest = max(max(samples) for report in reports.values() for samples in report.memory_mb.values())

@@ -1,4 +1,4 @@
-"""A machine that lacks something: /dev/shm or a disk too small, a repository that cannot be written."""
+"""A full /dev/shm or disk is reported in one line; a read-only repository is served."""
 
 import shutil
 import textwrap
@@ -23,7 +23,7 @@ SERVE = textwrap.dedent(
     """
 )
 
-ASK_LITTLE_AND_MUCH = textwrap.dedent(
+SEND_SMALL_AND_LARGE_REQUESTS = textwrap.dedent(
     """
     import sys
     from pathlib import Path
@@ -44,18 +44,18 @@ ASK_LITTLE_AND_MUCH = textwrap.dedent(
             }
             try:
                 infer(client, "ensemble", large, ["HOG", "POSE"])
-                print("answered")
+                print("computed")
             except InferenceServerException as error:
                 print(error.status(), error.message())
-            answers = client.features(frames, landmarks)
+            outputs = client.features(frames, landmarks)
             for name in expected:
-                np.testing.assert_array_equal(answers[name], expected[name])
-        print("still right")
+                np.testing.assert_array_equal(outputs[name], expected[name])
+        print("outputs unchanged")
     """
 )
 
 
-def test_too_little_shared_memory_to_start(repository: Path):
+def test_too_small_shared_memory_is_reported_at_the_start(repository: Path):
     done = run_with_small("/dev/shm", 64, SERVE, str(repository))
     assert done.stdout.startswith("not started: tritonserver did not start: "), done.stderr
     assert "No space left on device" in done.stdout
@@ -63,21 +63,21 @@ def test_too_little_shared_memory_to_start(repository: Path):
     assert done.stdout.count("\n") == 1
 
 
-def test_too_little_shared_memory_for_a_request(repository: Path):
-    """The request says so, and the next one is right."""
+@pytest.mark.slow
+def test_request_that_needs_more_shared_memory_fails_alone(repository: Path):
     models = ("align_mask", "hog", "pose_mlp")
     stubs = sum(group.count for name in models for group in read_config(repository, name).instance_group)
     megabytes = stubs * STUB_MEMORY_BYTES // 2**20 + 100
-    done = run_with_small("/dev/shm", megabytes, ASK_LITTLE_AND_MUCH, str(repository))
-    *refused, last = done.stdout.splitlines()
-    assert last == "still right", done.stderr
-    assert len(refused) == 2
-    for line in refused:
+    done = run_with_small("/dev/shm", megabytes, SEND_SMALL_AND_LARGE_REQUESTS, str(repository))
+    *rejections, last = done.stdout.splitlines()
+    assert last == "outputs unchanged", done.stderr
+    assert len(rejections) == 2
+    for line in rejections:
         assert "Failed to increase the shared memory pool size" in line
         assert "shm-size" in line
 
 
-def test_a_full_disk_where_the_server_is_laid_out(repository: Path, tmp_path: Path):
+def test_full_disk_is_reported_at_the_start(repository: Path, tmp_path: Path):
     done = run_with_small(str(tmp_path), 1, SERVE, str(repository), TMPDIR=str(tmp_path))
     assert done.stdout.startswith(f"not started: cannot create the server's folder in {tmp_path}: "), (
         done.stderr
@@ -85,8 +85,9 @@ def test_a_full_disk_where_the_server_is_laid_out(repository: Path, tmp_path: Pa
     assert "No space left on device" in done.stdout
 
 
-def test_a_disk_that_fills_while_it_serves(repository: Path, tmp_path: Path):
-    """Its log ends; faces are answered."""
+@pytest.mark.slow
+def test_server_keeps_computing_when_the_disk_fills(repository: Path, tmp_path: Path):
+    """Only the server's log loses lines."""
     script = SERVE.replace(
         'print("served")',
         """
@@ -99,9 +100,9 @@ def test_a_disk_that_fills_while_it_serves(repository: Path, tmp_path: Path):
             with FaceFeatureClient(server.grpc_url) as client:
                 expected = client.features(*faces)["HOG"]
                 try:
-                    with open(f"{folder}/fill", "wb") as fill:
+                    with open(f"{folder}/large", "wb") as large:
                         while True:
-                            fill.write(bytes(65536))
+                            large.write(bytes(65536))
                 except OSError as error:
                     print(error.strerror)
                 for _ in range(50):
@@ -112,37 +113,38 @@ def test_a_disk_that_fills_while_it_serves(repository: Path, tmp_path: Path):
     assert done.stdout == "No space left on device\nserved\n", done.stderr
 
 
-@pytest.mark.parametrize("what", [["hog"], ["pose"]])
-def test_an_export_to_a_full_disk_leaves_the_old_model(repository: Path, tmp_path: Path, what: list[str]):
+@pytest.mark.parametrize("model", ["hog", "pose"])
+def test_export_to_a_full_disk_keeps_the_old_model(repository: Path, tmp_path: Path, model: str):
     script = textwrap.dedent(
         """
         import shutil, subprocess, sys
         from pathlib import Path
-        what, original, full = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+        name, original, full = sys.argv[1], sys.argv[2], Path(sys.argv[3])
         shutil.copytree(original, full / "models")
-        model = next((full / "models").glob(f"{what}*/1/model.onnx"))
+        model = next((full / "models").glob(f"{name}*/1/model.onnx"))
         before = model.read_bytes()
         try:
-            with open(full / "fill", "wb") as fill:
+            with open(full / "large", "wb") as large:
                 while True:
-                    fill.write(bytes(512))
+                    large.write(bytes(512))
         except OSError:
             pass
-        command = [sys.executable, "-m", "export", what, "--repository", str(full / "models")]
+        command = [sys.executable, "-m", "export", name, "--repository", str(full / "models")]
         done = subprocess.run(command, capture_output=True, text=True)
         print(done.returncode, done.stderr.strip())
         print(model.read_bytes() == before, sorted(path.name for path in model.parent.iterdir()))
         """
     )
-    done = run_with_small(str(tmp_path), 20, script, *what, str(repository), str(tmp_path))
-    said, kept = done.stdout.splitlines()
-    assert said.startswith("1 ")
-    assert "No space left on device" in said
-    assert kept == "True ['.gitkeep', 'model.onnx']"
+    done = run_with_small(str(tmp_path), 20, script, model, str(repository), str(tmp_path))
+    error, unchanged = done.stdout.splitlines()
+    assert error.startswith("1 ")
+    assert "No space left on device" in error
+    assert unchanged == "True ['.gitkeep', 'model.onnx']"
 
 
-def test_a_repository_that_cannot_be_written(repository: Path, tmp_path: Path):
-    """As it is mounted in production."""
+@pytest.mark.slow
+def test_read_only_repository_is_served(repository: Path, tmp_path: Path):
+    """As in production, where it is mounted read-only."""
     models = shutil.copytree(repository, tmp_path / "models")
     script = SERVE.replace("import sys\n", "import subprocess, sys\n", 1).replace(
         "try:\n",

@@ -1,4 +1,4 @@
-"""The table of what was checked, from pytest's own reports."""
+"""The table that `make accept` prints, made from pytest's reports."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pytest
 
 RESULTS = {"failed": "FAILED", "error": "FAILED", "passed": "passed", "skipped": "not checked"}
-"""pytest's outcome -> the table's, the gravest first."""
+"""pytest's outcome -> the table's result, the most severe first."""
 
 
 def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_property: str) -> list[str]:
@@ -17,7 +17,7 @@ def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_proper
     stats : mapping of str to sequence
         Outcome -> reports, as pytest's terminal reporter keeps them.
     rows : iterable of str
-        The rows in their order.
+        First column of each row, in order.
     row_property : str
         The user property of a test's report that holds its row.
     """
@@ -31,13 +31,13 @@ def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_proper
                 reasons[row] |= _skip_reason(report)
     width = max(map(len, counts), default=0)
     return [f"{'checked':<{width}}  {'result':<11}  cases"] + [
-        f"{row:<{width}}  {_result(counts[row]):<11}  {_cases(counts[row])}{_because(reasons[row])}"
+        f"{row:<{width}}  {_result(counts[row]):<11}  {_cases(counts[row])}{_in_parentheses(reasons[row])}"
         for row in counts
     ]
 
 
 def _result(counts: Counter[str]) -> str:
-    """Return the gravest result of a row; a run that ended early has left some without one."""
+    """Return the most severe result of a row; a row without results was not reached before the run ended."""
     return next((result for result in RESULTS.values() if counts[result]), "not checked")
 
 
@@ -46,10 +46,10 @@ def _cases(counts: Counter[str]) -> str:
     return str(of_result) if of_result == counts.total() else f"{of_result} of {counts.total()}"
 
 
-def _because(reasons: set[str]) -> str:
+def _in_parentheses(reasons: set[str]) -> str:
     return f" ({'; '.join(sorted(reasons))})" if reasons else ""
 
 
 def _skip_reason(report: pytest.TestReport) -> set[str]:
-    """Return why a test was skipped, of which pytest keeps (path, line, reason)."""
+    """Return why a test was skipped; pytest stores (path, line, reason)."""
     return {report.longrepr[2].removeprefix("Skipped: ")} if report.skipped else set()
