@@ -21,7 +21,7 @@ from align_mask.stage_clock import StageClock
 from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Row, Rows, check
 from benchmarks.speed.input_data import as_uint8
 from benchmarks.speed.local_pipeline import align_settings
-from export.hog.graph import BORDER_SHIFTS, build_hog_graph
+from export.hog.graph import BORDER_SHIFTS, SLOPES, build_hog_graph
 from tests.support import oracles
 from tests.support.face_data import CROP, photo_faces
 from tests.support.machine import machine
@@ -248,7 +248,7 @@ def measured_shift(offset: np.ndarray, above: np.ndarray) -> tuple[float, float]
 def bin_graph(job: Job) -> onnxruntime.InferenceSession:
     """Extract from the HOG graph the nodes that compute a gradient's bin."""
     model = onnx.shape_inference.infer_shapes(build_hog_graph(CROP))
-    outputs = ["one_if_left", "flat", "low", "high", "upright"]
+    outputs = ["one_if_left", *SLOPES]
     cut = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
     named = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
     return onnxruntime.InferenceSession(cut.SerializeToString(), providers=named)
@@ -256,8 +256,8 @@ def bin_graph(job: Job) -> onnxruntime.InferenceSession:
 
 def graph_bins(steps: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Return the bins that the HOG graph gives gradients."""
-    left, *steepness = steps.run(None, {"gx": gx, "gy": gy})
-    rank = np.argmax(steepness, axis=0)
+    left, *slopes = steps.run(None, {"gx": gx, "gy": gy})
+    rank = np.argmax(slopes, axis=0)
     return np.where(left == 1, 7 - rank, rank)
 
 

@@ -217,9 +217,10 @@ _ORIENTATION = f"""
     one_if_left = Cast <to = 1> (is_left)
 """
 
-_SLOPES = ("from_0_to_22", "from_22_to_45", "from_45_to_67", "from_67_to_90")
+SLOPES = ("from_0_to_22", "from_22_to_45", "from_45_to_67", "from_67_to_90")
+"""Tensors of the graph: 1 where the angle to the horizontal is in this range of degrees, else 0."""
 
-_BINS = (*(("right", slope) for slope in _SLOPES), *(("left", slope) for slope in reversed(_SLOPES)))
+_BINS = (*(("right", slope) for slope in SLOPES), *(("left", slope) for slope in reversed(SLOPES)))
 """Side and slope of each bin, in the order of the bins."""
 
 

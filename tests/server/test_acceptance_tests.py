@@ -233,7 +233,7 @@ def test_unreachable_server_is_one_line():
     [
         ("http://127.0.0.1:8000", None, "is not HOST:PORT"),
         ("gRPC", "HTTP", "no metrics of align_mask at"),
-        ("HTTP", None, "is it the HTTP port"),
+        ("HTTP", None, "not the HTTP port"),
     ],
 )
 def test_wrong_address_is_an_error(server: LocalServer, url: str, metrics: str | None, message: str):
