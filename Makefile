@@ -1,23 +1,23 @@
-# make demo     set up, start a real server, send a photograph through it, save a picture
+# make demo     set up, start a real server, send a photograph, save a picture of the results
 # make test     set up, build the models, lint, test against real servers, 5 minutes on two cores after the set-up
-# make test-all make test, then restarts, overload, packaging, deploy-check and container-check, 20 minutes more
+# make test-all make test, the slow tests, deploy-check and container-check, 20 minutes more
 # make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
-# make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS)
-# make deploy-check  serve.sh, probes, manifests, alert rules, dashboard, without a cluster, 9 minutes
-# make container-check  build the image on a substitute for NVIDIA's and run it, 5 to 12 minutes; needs root and Debian's apt-get
+# make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS=FILE)
+# make deploy-check  serve.sh, probes, manifests, alert rules, dashboard, without a cluster, 5 minutes
+# make container-check  build and run the image on a substitute for NVIDIA's, 4 to 12 minutes; needs root and apt-get
 # make image    build the container: TRITON_IMAGE=NAME TRITON_DIGEST=sha256:... (TRITON_VERSION, IMAGE, POSE_WEIGHTS)
 # make perf-image  perf_analyzer with the project's faces, for a cluster: TRITON_IMAGE=NAME TRITON_SDK_DIGEST=sha256:...
-# make monitoring  write what follows from the rules and the dashboard's panels
-# make capacity simulate a fleet with the autoscaler under a rise of the load, 5 minutes
-# make parity   compare with py-feat itself, in an environment of its own
+# make monitoring  write prometheus_rule.yaml and dashboard.json from the rules and panels in deploy/monitoring/
+# make capacity simulate an autoscaled fleet under rising load, 5 minutes
+# make parity   compare the outputs with py-feat, which is installed in a separate environment
 # make chaos    measure crashes, overload, stops and 20,000 hostile requests for docs/reliability.md, 8 minutes
-# make soak     measure memory under load for 30 minutes (SOAK_MINUTES=30) and with a deliberate leak for 3
-# make docs     all pages, the client's API reference and a search as a static site, build/site/index.html; Python 3.11 or newer
+# make soak     measure memory under load for 30 minutes (SOAK_MINUTES=30) and for 3 minutes with a deliberate leak
+# make docs     build a site of all pages and the client's API in build/site/index.html; needs Python 3.11 or newer
 # make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
-# make bench    measure speed beside py-feat, in that environment; PERF_ANALYZER=FILE
+# make bench    compare the speed with py-feat, in the same environment; PERF_ANALYZER=FILE
 #
-# PYTHON=python3.11 names another Python, VENV=DIR another place for the environment.
+# PYTHON=python3.11 selects another Python, VENV=DIR another folder for the virtual environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -52,7 +52,7 @@ serve: $(BIN)/.installed models
 test: lint models $(DEBIAN)/.prometheus
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --ignore=tests/deploy --ignore=tests/container
 
-# One after the other also with make --jobs: they would share two cores and miss their time limits.
+# Sequential even with `make --jobs`: tests that share the cores would miss their time limits.
 test-all: test
 	$(MAKE) test-slow
 	$(MAKE) deploy-check
@@ -131,13 +131,13 @@ $(BIN)/.installed-docs: requirements-docs.txt $(BIN)/.installed
 	$(BIN)/python $(PIP_INSTALL) -r requirements-docs.txt -c constraints.txt
 	@touch $@
 
-# A program, not a Python package: unpacked here where the machine has none.
+# Prometheus is no Python package. If the machine lacks it, Debian's package is unpacked under build/.
 $(DEBIAN)/.prometheus: tests/tools/fetch_debian_packages.sh
 	@mkdir -p $(DEBIAN)
 	command -v prometheus >/dev/null || tests/tools/fetch_debian_packages.sh $(DEBIAN) prometheus
 	@touch $@
 
-# Debian's, even where there is another: the tests render the manifests with every kubectl that they find.
+# Debian's kubectl is fetched even if another is installed: the tests render the manifests with every kubectl they find.
 $(DEBIAN)/.kubectl: tests/tools/fetch_debian_packages.sh
 	@mkdir -p $(DEBIAN)
 	tests/tools/fetch_debian_packages.sh $(DEBIAN) kubernetes-client || command -v kubectl
@@ -149,7 +149,7 @@ parity: $(BIN)/.installed $(PARITY_BIN)/.installed models
 bench: $(BIN)/.installed $(PARITY_BIN)/.installed models
 	PYFEAT_PYTHON=$(PARITY_BIN)/python $(BIN)/python -m benchmarks.speed
 
-# Not of .installed: the machine may reach no package registry, and --wheels brings what is missing.
+# Does not depend on .installed: the machine may have no package registry, and --wheels provides missing packages.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU_OPTIONS)
 

@@ -22,11 +22,11 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "build", "**/__pycache__", "tests", "model_repository", "deploy"]
 
-# Markdown links to headings, as code hosts name their anchors.
+# Anchors of headings down to this level, named as on code hosts, for links in Markdown.
 myst_heading_anchors = 4
-# Commands and messages are not Python.
+# Code blocks without a language hold commands and messages, not Python.
 highlight_language = "none"
-# Docstrings write `name` for code.
+# `name` in a docstring is code.
 default_role = "code"
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
@@ -62,9 +62,9 @@ SECURITY
 :hidden:
 :caption: Measured
 :glob:
-How speed is measured <benchmarks/README>
+How to measure <benchmarks/README>
 Speed <benchmarks/results/bench>
-Faults and overload <benchmarks/results/chaos>
+Crashes and overload <benchmarks/results/chaos>
 Memory <benchmarks/results/soak>
 GPU <benchmarks/results/gpu>
 benchmarks/results/*
@@ -80,13 +80,14 @@ export/checkpoints/MODEL_CARD
 Face mesh of the training data <export/pose/training/data/README>
 ```
 """
-
+"""Tables of contents of the site's sidebar."""
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^):#]+)\)")
+"""A Markdown link without an anchor: its text and its path."""
 
 
 def adapt_source(app: Sphinx, page: str, source: list[str]) -> None:
-    """Append the contents to the start page. Unlink folders, which have a page only on a code host."""
+    """Append the contents to the start page. Remove links to folders: only a code host has pages for them."""
     folder = Path(app.srcdir, page).parent
     source[0] = LINK.sub(lambda link: link[1] if (folder / link[2]).is_dir() else link[0], source[0])
     if page == root_doc:
@@ -101,6 +102,6 @@ def add_index(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the two hooks."""
+    """Register the hooks; Sphinx calls this function."""
     app.connect("source-read", adapt_source)
     app.connect("build-finished", add_index)
