@@ -1,4 +1,4 @@
-"""Page and picture of the simulation, from its JSON alone."""
+"""Page and picture of `make capacity`, from its JSON alone."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ POD_COLUMNS = {
 }
 FLEET_COLUMNS = {
     "targets": "{name}",
-    "s with rejections, 10 min after the rise": "{rejecting_following}",
-    "then, 10 min": "{rejecting_steady}",
+    "seconds with rejections, minutes 0 to 10 after the rise": "{rejecting_following}",
+    "minutes 10 to 20": "{rejecting_steady}",
     "requests lost": "{lost:,}",
-    "p99, ms, last 10 min": "{p99_ms:.0f}",
-    "pods, last 10 min": "{fewest_pods} to {most_pods}",
+    "p99, minutes 10 to 20, ms": "{p99_ms:.0f}",
+    "pods, minutes 10 to 20": "{fewest_pods} to {most_pods}",
     "pod-minutes": "{pod_minutes:.0f}",
 }
 PANELS = {"pods": ("pods", 1), "rejected_share": ("rejected attempts, %", 100), "p99_ms": ("p99, s", 1e-3)}
@@ -58,5 +58,5 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
 
 def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> str:
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[form.format(**row) for form in columns.values()] for row in rows]
+    lines += [[template.format(**row) for template in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -12,14 +12,14 @@ TITLES = {
     "providers": "Where the ONNX nodes run",
     "parity": "Parity in process",
     "serving": "Through the server",
-    "pool": "With a CUDA pool of 1 MB",
-    "borders": "Borders of the HOG bins",
+    "pool": "Through the server, with a CUDA memory pool of 1 MB",
+    "borders": "Borders of the HOG orientation bins",
     "shares": "Time of a batch by stage, in process",
     "speed": "Speed through the server",
     "speed_cuda": "Speed with CUDA shared memory",
     "peer": "Speed relative to py-feat's batched path",
     "handover": "Masked faces passed from align_mask to hog in GPU memory",
-    "memory": "Memory",
+    "memory": "GPU memory",
 }
 
 NO_GPU = """\
@@ -27,21 +27,22 @@ NO_GPU = """\
 
 **No GPU has been available so far; nothing below was measured on a GPU.** `make gpu-check` runs the checks
 and measurements on a machine with a GPU and writes this page ([instructions](../README.md#on-a-gpu)). The
-tables show its dry run: every step on a CPU, with tiny counts.
+tables show its dry run: every step ran on a CPU, with few faces.
 
 Not measured yet:
 
-- parity of warp, HOG and POSE on a GPU, and the borders of the HOG bins with CUDA's atan2;
+- parity of warp, HOG and POSE on a GPU, and the borders of the HOG orientation bins with CUDA's atan2;
 - whether every ONNX node runs on CUDAExecutionProvider;
 - the behavior of Triton's CUDA memory pool when it is full, and CUDA shared memory;
-- `masked_faces_on_device`, which stays "false" until a GPU has proved it;
-- speed; the goals are 20 times py-feat at 64 faces, 20,000 faces/s with shared memory, 8,000 with messages;
+- `masked_faces_on_device`, which stays "false" until it has been tested on a GPU;
+- speed; the goals are 20 times py-feat at 64 faces, 20,000 faces/s with tensors in
+  shared memory, 8,000 with tensors in gRPC messages;
 - GPU memory of each model instance;
 - NVIDIA's C++ ONNX Runtime backend on a GPU: the server of `make gpu-check` has the Python-based one."""
 
 
 def page(result: Result) -> str:
-    """Return the page as Markdown."""
+    """Return `gpu.md` for the content of `gpu.json`."""
     parts = [
         f"# On a GPU: {result['gpu']}" if result["gpu"] else NO_GPU,
         "## Steps",
@@ -51,15 +52,15 @@ def page(result: Result) -> str:
     for name, step in result["steps"].items():
         parts.append(f"## {TITLES[name]}")
         shown = step["rows"] if result["gpu"] else [row for row in step["rows"] if _is_dry_run_row(name, row)]
-        for _, rows in groupby(sorted(shown, key=_kind), key=_kind):
-            parts.append(_table([_with_verdict(row) for row in rows]))
+        for _, rows in groupby(sorted(shown, key=_columns), key=_columns):
+            parts.append(_table([_displayed(row) for row in rows]))
         if omitted := len(step["rows"]) - len(shown):
-            parts.append(f"Omitted: {omitted} rows of speed or memory, which a dry run cannot measure.")
+            parts.append(f"Omitted rows, because a dry run does not measure speed and memory: {omitted}.")
     return "\n\n".join(parts) + "\n"
 
 
 def summary(result: Result) -> str:
-    """Return the steps and the checks that missed their goals as plain text."""
+    """Return plain text: one line for each step, then one for each check that missed its goal."""
     lines = [
         f"{name:<10} {step['state']:<10} {step['seconds']:>5} s  "
         f"{sum(row.get('reached') is True for row in step['rows'])} reached, "
@@ -75,7 +76,7 @@ def summary(result: Result) -> str:
     return "\n".join(lines)
 
 
-def is_good(result: Result) -> bool:
+def all_goals_reached(result: Result) -> bool:
     """Return whether every step is done and no check missed its goal."""
     steps = result["steps"].values()
     return all(step["state"] == "done" for step in steps) and not any(
@@ -88,7 +89,7 @@ def _is_dry_run_row(name: str, row: dict[str, Any]) -> bool:
     return name in ("versions", "borders") or row.get("reached") is not None
 
 
-def _kind(row: dict[str, Any]) -> list[str]:
+def _columns(row: dict[str, Any]) -> list[str]:
     return list(row)
 
 
@@ -96,8 +97,16 @@ def _step_row(name: str, step: dict[str, Any]) -> dict[str, Any]:
     return {"step": name} | {key: step[key] for key in ("date", "size", "state", "seconds", "error")}
 
 
-def _with_verdict(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "reached": VERDICTS[row["reached"]]} if "reached" in row else row
+def _displayed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells of a row by column title; only the rows of checks need a translation."""
+    if "what" not in row:
+        return row
+    return {
+        "check": row["what"],
+        "measured": row["measured"],
+        "goal": row["goal"],
+        "result": VERDICTS[row["reached"]],
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""Container image: build, start script and liveness probe."""
+"""Container image: Dockerfile, start script, liveness probe and cleanup of shared memory."""

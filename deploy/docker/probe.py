@@ -5,15 +5,16 @@ stub process of a Python model is dead. This probe reads the metrics instead. It
 
 - when `align_mask_heartbeat_seconds` of an instance shows no progress for `STALE_SECONDS`;
 - when `align_mask_failed_batches` of an instance reaches `FAILURES`;
-- when any other model has failed `FAILURES` requests with an internal error since it last answered one, or
-  has ended no request for `WAIT_SECONDS` while some wait. A file keeps Triton's counters from one probe to
-  the next.
+- when any other model has failed `FAILURES` requests with an internal error since its last successful one, or
+  has ended no request for `WAIT_SECONDS` while requests wait. A file keeps Triton's counters from one probe
+  to the next.
 
-The probe sends no face: a full queue would reject it, and a busy server need not be restarted. It does not
-ask for the readiness of a model either: newer Triton versions pass that question to the model, which may be
-busy.
+The probe sends no inference request: a full queue would reject it, and a busy server need not be restarted.
+It does not use a model's readiness endpoint either: newer Triton versions pass the call to the model, which
+may be busy.
 
-Not detected: an `align_mask` process that hangs outside `execute`, where its heartbeat thread keeps running.
+The probe does not detect that an `align_mask` process hangs outside `execute`, because its heartbeat thread
+continues.
 
 Only Python's standard library is needed.
 """
@@ -33,23 +34,23 @@ from typing import NamedTuple
 STALE_SECONDS = 8.0
 """Maximum age of a heartbeat: an instance updates it after each step of a batch, and every second while idle.
 
-The slowest step that the limits allow, the warp of eight frames of 3840x2160, takes 0.42 s of a core. On two
+The slowest step that the limits allow is the warp of eight frames of 3840x2160, 0.42 s of a core. On two
 cores with nine runnable processes and requests above today's max_request_pixels (128 frames of 1920x1080, 32
 of 3840x2160, 32 of 1920x1080 in FP32) a step took up to 1.03 s and the heartbeat was at most 1.8 s old.
 """
 
 WAIT_SECONDS = 4.0
-"""Maximum time in which another model ends no request while some wait.
+"""Maximum time in which a model other than align_mask ends no request while requests wait.
 
-The slowest batch, 128 faces of hog, takes 40 ms of a core. The time is shorter than the period of the probe,
-so two probes are enough. Triton rejects requests that have waited for 10 s, and then no request waits.
+The slowest batch, 128 faces of hog, takes 40 ms of a core. The limit is shorter than the period of the probe,
+so two probes are enough. It is shorter than the queue's timeout of 10 s: after a timeout no request waits.
 """
 
 FAILURES = 3
 """Failures in a row before a restart; is_ready() of align_mask uses the same number."""
 
 ANSWER_SECONDS = 4.0
-"""Time limit of the probe's two requests together; the probe's own limit in the manifests is 5 s."""
+"""Time limit of both HTTP requests together; the manifests end the probe after 5 s."""
 
 IGNORED_COUNTERS = {"align_mask", "ensemble"}
 """Models whose Triton counters are not used. A request to align_mask may take longer than `WAIT_SECONDS`, so
@@ -74,17 +75,17 @@ class Counters(NamedTuple):
         requests do not reach the backend and are in neither.
     waiting : float
         Requests in the model's queue.
-    failed_before : float
-        `failed` when `answered` last changed.
-    still_since : float
-        Time of the first probe since which requests have waited and none has ended, s of the monotonic clock.
+    failed_at_last_answer : float
+        Value of `failed` when `answered` last changed.
+    stalled_since : float
+        Time of the first probe after which requests waited and no request ended, s of the monotonic clock.
     """
 
     answered: float
     failed: float
     waiting: float
-    failed_before: float
-    still_since: float
+    failed_at_last_answer: float
+    stalled_since: float
 
 
 CounterHistory = dict[str, Counters]
@@ -155,32 +156,37 @@ def find_problems(metrics: str, history: CounterHistory) -> list[str]:
 def _problems_of_other_models(metrics: str, history: CounterHistory) -> list[str]:
     found = []
     now = time.monotonic()
-    for model, (answered, failed, waiting) in _requests(metrics).items():
+    for model, (answered, failed, waiting) in _request_counts(metrics).items():
         before = history.get(model)
         # A restart of the server resets the counters, a restart of the machine resets the clock.
-        if before is None or answered + failed < before.answered + before.failed or now < before.still_since:
+        if (
+            before is None
+            or answered + failed < before.answered + before.failed
+            or now < before.stalled_since
+        ):
             before = Counters(answered, failed, 0, failed, now)
-        same = (answered, failed) == (before.answered, before.failed)
+        no_request_ended = (answered, failed) == (before.answered, before.failed)
         history[model] = after = Counters(
             answered,
             failed,
             waiting,
-            before.failed_before if answered == before.answered else failed,
-            before.still_since if same and waiting and before.waiting else now,
+            before.failed_at_last_answer if answered == before.answered else failed,
+            before.stalled_since if no_request_ended and waiting and before.waiting else now,
         )
-        in_a_row, still = failed - after.failed_before, now - after.still_since
-        if in_a_row >= FAILURES:
-            found.append(f"{model} has failed {in_a_row:.0f} requests and answered none since")
-        if still > WAIT_SECONDS:
-            found.append(f"{model} has ended no request for {still:.0f} s while {waiting:.0f} wait")
+        consecutive_failures = failed - after.failed_at_last_answer
+        stalled_seconds = now - after.stalled_since
+        if consecutive_failures >= FAILURES:
+            found.append(f"{model} has failed {consecutive_failures:.0f} requests and answered none since")
+        if stalled_seconds > WAIT_SECONDS:
+            found.append(f"{model} has ended no request for {stalled_seconds:.0f} s while {waiting:.0f} wait")
     return found
 
 
-def _requests(metrics: str) -> dict[str, tuple[float, float, float]]:
+def _request_counts(metrics: str) -> dict[str, tuple[float, float, float]]:
     """Return each model's numbers of answered, failed and waiting requests."""
     sums: Counter[tuple[str, str]] = Counter()
-    for metric, text, value in REQUESTS.findall(metrics):
-        labels = dict(LABEL.findall(text))
+    for metric, label_text, value in REQUESTS.findall(metrics):
+        labels = dict(LABEL.findall(label_text))
         if labels["model"] not in IGNORED_COUNTERS and labels.get("reason", "BACKEND") == "BACKEND":
             sums[labels["model"], metric] += float(value)
     return {
@@ -192,17 +198,17 @@ def _get(port: int, path: str, deadline: float) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=max(0.1, deadline - time.monotonic()))
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        text = answer.read().decode()
+        response = connection.getresponse()
+        body = response.read().decode()
     finally:
         connection.close()
-    if answer.status != 200:
-        raise ValueError(f"{path} answers {answer.status}")
-    return text
+    if response.status != 200:
+        raise ValueError(f"{path} answers with HTTP status {response.status}")
+    return body
 
 
 def load_history(path: Path) -> CounterHistory:
-    """Read the counters of the last probe; empty if the file is missing, damaged or another user's."""
+    """Return the counters of the last probe; empty if the file is missing, damaged or another user's."""
     try:
         with _open(path, os.O_RDONLY, "r") as file:
             return {model: Counters(*map(float, values)) for model, values in json.load(file).items()}
@@ -224,7 +230,7 @@ def save_history(path: Path, history: CounterHistory) -> None:
 
 
 def _open(path: Path, flags: int, mode: str):  # noqa: ANN202
-    """Open a regular file of this user; other users may put links, FIFOs or files into the folder."""
+    """Open a regular file of this user; others may have put a link, a FIFO or a file at this path."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():

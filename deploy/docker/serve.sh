@@ -1,16 +1,17 @@
 #!/bin/sh
-# Starts tritonserver with the options of production. Arguments are added as further options; a later option wins.
+# Starts tritonserver with the production options. Arguments are appended as further options; of two equal options
+# the later one applies.
 #
 #   MODEL_CONFIG_NAME  profile of the models, gpu or cpu; default: the portable configs
-#   ADMIN_KEY          key of the restricted endpoints; default: random and not printed, so they stay closed
+#   ADMIN_KEY          key of the restricted endpoints; default: random and not printed, so nobody can use them
 #   TLS_FOLDER         folder with tls.crt, tls.key and ca.crt: gRPC then requires client certificates of that CA
-#   MODEL_REPOSITORY   the model repository; default: the image's
+#   MODEL_REPOSITORY   model repository; default: the one in the image
 set -eu
 
-# NVIDIA's entry point sets up CUDA's compatibility with older drivers, then executes this script again.
+# NVIDIA's entry point prepares the CUDA environment, then executes this script again.
 nvidia_entrypoint=/opt/nvidia/nvidia_entrypoint.sh
-if [ -x "$nvidia_entrypoint" ] && [ -z "${TRITON_FACE_ENTERED:-}" ]; then
-  export TRITON_FACE_ENTERED=1
+if [ -x "$nvidia_entrypoint" ] && [ -z "${TRITON_FACE_ENTRYPOINT_DONE:-}" ]; then
+  export TRITON_FACE_ENTRYPOINT_DONE=1
   exec "$nvidia_entrypoint" "$0" "$@"
 fi
 
@@ -24,7 +25,7 @@ stop() {
   exit 2
 }
 
-# Triton splits the option at other characters and would use only a part of the key.
+# At other characters Triton would split the option and use only a part of the key.
 case $key in *[!A-Za-z0-9_-]*) stop "ADMIN_KEY may only contain letters, digits, - and _" ;; esac
 [ ${#key} -ge 16 ] || stop "ADMIN_KEY is shorter than 16 characters"
 
@@ -33,8 +34,8 @@ if [ -n "$profile" ]; then
   [ -f "$repository/align_mask/configs/$profile.pbtxt" ] || stop "$repository has no profile $profile"
   set -- "--model-config-name=$profile" "$@"
 fi
-# CUDA memory pool of each GPU; Triton ignores numbers without a GPU. When the default of 64 MB was full, requests
-# returned empty outputs with status OK. In the portable configs four instances of hog hold inputs and outputs of
+# CUDA memory pool of each GPU; Triton ignores indices without a GPU. With a full pool (default: 64 MB) requests can
+# return empty outputs with status OK. In the portable configs four instances of hog hold inputs and outputs of
 # 128 faces each: 4 * 128 * (150,528 + 21,632) bytes = 88 MB. The rest is for align_mask.
 for gpu in 0 1 2 3 4 5 6 7; do
   set -- "--cuda-memory-pool-byte-size=$gpu:268435456" "$@"
@@ -49,13 +50,13 @@ fi
 
 restricted=model-repository,shared-memory,trace,logging
 
-# --grpc-max-connection-age, ms: a client looks up the pods again when its connection ends. So a new pod gets load
-# within this time, and a stopping pod must have left the Service for this time before it ends (preStop in the
-# manifests). The grace period lets running requests finish.
-# --exit-timeout-secs: each of the ensemble's three steps may wait in a queue for 10 s.
-# --metrics-config: two quantiles of latencies; the default of five adds 60 series per pod.
-# shm-default-byte-size: shared memory of each stub process; holds 128 crops with all outputs without growing.
-# shm_regions.py first removes the shared memory of killed servers.
+# --grpc-max-connection-age, ms: when its connection ends, a client looks up the pods again. A new pod therefore gets
+# load within this time. A stopping pod must keep running for this time after it has left the Service (preStop in the
+# manifests). The grace period (--grpc-max-connection-age-grace, ms) lets running requests finish.
+# --exit-timeout-secs: a request may wait 10 s in the queue of each of the ensemble's three steps.
+# --metrics-config: two latency quantiles; Triton's default of five adds 60 series per pod.
+# shm-default-byte-size: initial shared memory of each stub process; 128 crops with all outputs fit without growth.
+# shm_regions.py removes the shared memory of killed servers, then executes tritonserver.
 exec python3 -I "$(dirname "$0")/shm_regions.py" tritonserver \
   "--model-repository=$repository" \
   --model-control-mode=none \

@@ -1,4 +1,4 @@
-"""Shared-memory regions of a server: a name prefix for each server, and cleanup after killed servers.
+"""Shared-memory regions of a server: a separate name prefix, and cleanup after killed servers.
 
 Triton's Python backend allocates at least 64 MB in /dev/shm for each stub process. When a server and its
 stubs are killed together, these regions remain, and on Kubernetes /dev/shm outlives the container: after a
@@ -24,10 +24,10 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 
 SCARCE_BYTES = 8 * 64 * 2**20
-"""Regions of eight stub processes: a server whose models all run in Python."""
+"""Free space below which `remove_leftovers` waits: the regions of eight stub processes."""
 
-DYING_SECONDS = 3.0
-"""Time that the kernel may take to end killed processes with gigabytes of memory."""
+EXIT_SECONDS = 3.0
+"""Time that the kernel may need to end killed processes with gigabytes of memory."""
 
 LOCK_NAME = re.compile(r"triton_face_server_[0-9a-f]{12}\.lock")
 
@@ -73,7 +73,7 @@ class RegionPrefix:
 
     def release(self) -> None:
         """Remove the regions and the lock. The server and its stubs must have ended."""
-        _remove(self._folder, self.name)
+        _remove_regions_and_lock(self._folder, self.name)
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
@@ -83,15 +83,19 @@ def remove_leftovers(folder: Path = SHARED_MEMORY) -> list[str]:
     """Remove the regions of this user's dead servers; return their prefixes.
 
     Regions of other users, of other programs and of running servers stay. If /dev/shm has little room, wait
-    up to `DYING_SECONDS` for locks to be released: the kernel may still be ending killed processes.
+    up to `EXIT_SECONDS` for locks to be released: the kernel may still be ending killed processes.
     """
     removed = []
-    deadline = time.monotonic() + DYING_SECONDS
+    deadline = time.monotonic() + EXIT_SECONDS
     while True:
         locks = [path for path in folder.iterdir() if LOCK_NAME.fullmatch(path.name)]
-        dead = [prefix for prefix in map(_remove_if_dead, locks) if prefix]
-        removed += dead
-        if len(dead) == len(locks) or _free_bytes(folder) >= SCARCE_BYTES or time.monotonic() > deadline:
+        newly_removed = [prefix for prefix in map(_remove_if_dead, locks) if prefix]
+        removed += newly_removed
+        if (
+            len(newly_removed) == len(locks)
+            or _free_bytes(folder) >= SCARCE_BYTES
+            or time.monotonic() > deadline
+        ):
             return removed
         time.sleep(0.05)
 
@@ -108,7 +112,7 @@ def _remove_if_dead(path: Path) -> str | None:
         if not _try_lock(lock):
             return None
         prefix = path.name.removesuffix(".lock") + "_"
-        _remove(path.parent, prefix)
+        _remove_regions_and_lock(path.parent, prefix)
         return prefix
     finally:
         os.close(lock)
@@ -131,7 +135,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _remove(folder: Path, prefix: str) -> None:
+def _remove_regions_and_lock(folder: Path, prefix: str) -> None:
     """Remove the regions before the lock, so that the next server can complete an interrupted removal."""
     _remove_regions(folder, prefix)
     _lock_path(folder, prefix).unlink(missing_ok=True)
@@ -139,7 +143,7 @@ def _remove(folder: Path, prefix: str) -> None:
 
 def _remove_regions(folder: Path, prefix: str) -> None:
     for region in folder.glob(f"{prefix}*"):
-        # A folder, or another user's file, of such a name must not prevent the start.
+        # A folder or another user's file with such a name must not prevent the start.
         with contextlib.suppress(IsADirectoryError, PermissionError):
             region.unlink(missing_ok=True)
 
@@ -147,8 +151,8 @@ def _remove_regions(folder: Path, prefix: str) -> None:
 def _clean_temporary_folder() -> None:
     """Remove the last server's files from /tmp, which outlives a container on Kubernetes.
 
-    These are the liveness probe's counters and the empty folders that Triton's Python backend creates. Call
-    this only in the first process of a container, which is alone in the container's /tmp.
+    The files are the liveness probe's counters and the empty folders that Triton's Python backend creates.
+    Call this only in the first process of a container: no other server uses the container's /tmp.
     """
     for counters in Path("/tmp").glob("triton-face-probe-*.json"):
         counters.unlink()
@@ -166,7 +170,7 @@ def main(command: list[str]) -> None:
             print(f"removed the shared memory of a server that was killed: {prefix}*", file=sys.stderr)
         prefix = RegionPrefix()
     except OSError as error:
-        sys.exit(f"serve.sh: {SHARED_MEMORY}, which Triton's Python backend needs: {error}")
+        sys.exit(f"serve.sh: cannot use {SHARED_MEMORY}, which Triton's Python backend needs: {error}")
     os.set_inheritable(prefix.lock, True)
     option = f"--backend-config=python,shm-region-prefix-name={prefix.name}"
     os.execvp(command[0], [*command, option])

@@ -116,16 +116,16 @@ def _panel(panel: Panel, area: Json) -> Json:
 
 def _variables() -> list[Json]:
     source = {"type": "prometheus", "uid": "${datasource}"}
-    chosen = {"type": "query", "datasource": source, "refresh": 2, "includeAll": True, "multi": True}
+    multi_select = {"type": "query", "datasource": source, "refresh": 2, "includeAll": True, "multi": True}
     return [
         {"name": "datasource", "type": "datasource", "query": "prometheus"},
-        chosen
+        multi_select
         | {
             "name": "namespace",
             "query": 'label_values(up{job="triton-face"}, namespace)',
             "current": {"text": "All", "value": "$__all"},
         },
-        chosen
+        multi_select
         | {
             "name": "pod",
             "query": 'label_values(up{job="triton-face", namespace=~"$namespace"}, pod)',

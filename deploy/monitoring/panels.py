@@ -30,7 +30,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A panel.
+    """A panel of the dashboard.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Panel:
     unit : str
         Grafana's name of the unit.
     queries : tuple of Query
-        The queries.
+        One or more series of each query are drawn.
     threshold : float, optional
         Value of the threshold line.
     kind : str
@@ -55,17 +55,17 @@ class Panel:
 
 
 def scaling_targets(manifest: Path = AUTOSCALER) -> dict[str, float]:
-    """Return an autoscaler's target per pod for each metric, by the metric's name.
+    """Return an autoscaler's target per pod by name of the metric.
 
-    Supports plain quantities and the suffix m (thousandths).
+    Targets are plain quantities or have the suffix m (thousandths).
     """
     metrics = yaml.safe_load(manifest.read_text())["spec"]["metrics"]
-    found = {}
+    targets = {}
     for metric in metrics:
         quantity = str(metric["pods"]["target"]["averageValue"])
         thousandths = quantity.endswith("m")
-        found[metric["pods"]["metric"]["name"]] = float(quantity.rstrip("m")) / (1000 if thousandths else 1)
-    return found
+        targets[metric["pods"]["metric"]["name"]] = float(quantity.rstrip("m")) / (1000 if thousandths else 1)
+    return targets
 
 
 def for_pod(expression: str, namespace: str, pod: str) -> str:
@@ -94,8 +94,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Failed requests",
-            "By model and reason. BACKEND: an internal error of the model. REJECTED: the request waited too "
-            "long in the queue. OTHER of the ensemble: full queue or invalid face; 2.51 counts each twice.",
+            "By model and reason. BACKEND: internal error of the model. REJECTED: the request waited too "
+            "long in the queue. OTHER, for the ensemble: full queue or invalid face; Triton 2.51 counts each "
+            "twice.",
             "reqps",
             (
                 Query(
@@ -130,7 +131,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Pods",
-            "Pods that Prometheus reaches, and all pods that it knows.",
+            "Pods that Prometheus reaches, and all pods that it scrapes.",
             "none",
             (
                 Query('sum(up{..., job="triton-face"})', "reached"),
@@ -141,8 +142,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Latency": (
         Panel(
             "Request latency in the server",
-            "Median and 99th percentile of the ensemble over the last minute, without the network. The "
-            "slowest pod's, because percentiles of several pods cannot be averaged.",
+            "Median and 99th percentile of the ensemble over the last minute, without the network. The panel "
+            "shows the slowest pod, because percentiles of several pods cannot be averaged.",
             "ms",
             (
                 Query(
@@ -162,8 +163,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Time per face in align_mask",
-            "Mean by stage. On a GPU the warp runs asynchronously: its time counts in the stage that copies "
-            "the results.",
+            "Mean time by stage. On a GPU the warp runs asynchronously: its time counts in the stage that "
+            "copies the results.",
             "ms",
             (
                 Query(
@@ -177,7 +178,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Dynamic batches and stub processes": (
         Panel(
             "Faces per batch, mean",
-            "Of align_mask's dynamic batches, by pod. The maximum is 128.",
+            "Mean size of align_mask's dynamic batches, by pod. The maximum is 128.",
             "none",
             (
                 Query(
