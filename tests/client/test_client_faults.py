@@ -83,13 +83,13 @@ def test_calls_survive_a_restart_of_the_server(
     one_of_each = [int(np.argmax(face_of_row == face)) for face in range(40)]
     address, headers = own_server.grpc_url, own_server.admin_headers
     with (
-        FaceFeatureClient(address) as messages,
-        FaceFeatureClient(address, headers=headers, shm=True) as shared,
+        FaceFeatureClient(address) as message_client,
+        FaceFeatureClient(address, headers=headers, shm=True) as shm_client,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
-        expected = messages.features(frames[one_of_each], landmarks[one_of_each])
-        shared.features(frames[one_of_each], landmarks[one_of_each])
-        calls = [pool.submit(client.features, frames, landmarks) for client in (messages, shared)]
+        expected = message_client.features(frames[one_of_each], landmarks[one_of_each])
+        shm_client.features(frames[one_of_each], landmarks[one_of_each])
+        calls = [pool.submit(client.features, frames, landmarks) for client in (message_client, shm_client)]
         time.sleep(0.5)
         end_server(own_server)
         assert not any(call.done() for call in calls), "a call ended before the server did"

@@ -90,7 +90,7 @@ def test_error_names_missing_files_and_folders_without_images(tmp_path: Path):
         find_media([tmp_path])
 
 
-def test_image_suffixes_are_case_insensitive(tmp_path: Path):
+def test_image_suffixes_are_case_insensitive():
     assert is_image(Path("a.JPEG"))
     assert not is_image(Path("a.avi"))
 

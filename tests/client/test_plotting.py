@@ -38,7 +38,7 @@ def face_outputs(seed: int) -> dict[str, np.ndarray]:
 
 
 def faces_with_long_texts(count: int) -> list[SheetFace]:
-    """Return `count` faces with long texts: the second has no features, the third no features and no crop."""
+    """Return `count` faces: the second has no features, the third no crop either; both have long texts."""
     faces = [SheetFace(i, f"film.avi, frame {i}", outputs=face_outputs(i)) for i in range(count)]
     crop = face_outputs(99)["ALIGNED_FACES"]
     faces[1:3] = [

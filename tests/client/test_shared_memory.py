@@ -56,26 +56,26 @@ def test_returns_the_same_as_through_messages(
     before = registered_regions(client)
     with FaceFeatureClient(
         server.grpc_url, headers=server.admin_headers, shm=True, batch_size=8, in_flight=3
-    ) as shared:
+    ) as shm_client:
         for _ in range(3):
-            answers = shared.features(frames, landmarks, OUTPUTS)
+            answers = shm_client.features(frames, landmarks, OUTPUTS)
             for name in OUTPUTS:
                 np.testing.assert_array_equal(answers[name], expected[name])
-        np.testing.assert_array_equal(shared.pose(landmarks), expected["POSE"])
-        mixed = shared.features([frames[0], frames[1][:, :90], frames[2][:, :, :80]], landmarks[:3])
+        np.testing.assert_array_equal(shm_client.pose(landmarks), expected["POSE"])
+        mixed = shm_client.features([frames[0], frames[1][:, :90], frames[2][:, :, :80]], landmarks[:3])
         assert np.isfinite(mixed["HOG"]).all()
         assert created_regions
         assert not names_in_dev_shm(created_regions), "a region has a file although the server has mapped it"
-        assert 1 <= len(registered_regions(shared) - before) <= 5, "calls do not reuse regions"
+        assert 1 <= len(registered_regions(shm_client) - before) <= 5, "calls do not reuse regions"
     assert not registered_regions(client) - before
 
 
 def test_answers_are_copies_of_the_regions(server: LocalServer):
     frames, landmarks = photo_faces(4, 352)
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
-        answers = shared.features(frames, landmarks)
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shm_client:
+        answers = shm_client.features(frames, landmarks)
         hog_before = answers["HOG"].copy()
-        shared.features(frames[::-1], landmarks[::-1])
+        shm_client.features(frames[::-1], landmarks[::-1])
     np.testing.assert_array_equal(answers["HOG"], hog_before)
 
 
@@ -85,10 +85,12 @@ def test_invalid_faces_get_the_same_answers_as_through_messages(
     frames, landmarks = photo_faces(20, 353)
     landmarks[[2, 9]] = np.nan
     expected = client.features(frames, landmarks, OUTPUTS, on_invalid="nan")
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, batch_size=6) as shared:
-        answers = shared.features(frames, landmarks, OUTPUTS, on_invalid="nan")
+    with FaceFeatureClient(
+        server.grpc_url, headers=server.admin_headers, shm=True, batch_size=6
+    ) as shm_client:
+        answers = shm_client.features(frames, landmarks, OUTPUTS, on_invalid="nan")
         with pytest.raises(InvalidFacesError, match="face (2|9)"):
-            shared.features(frames, landmarks)
+            shm_client.features(frames, landmarks)
     for name in OUTPUTS:
         np.testing.assert_array_equal(answers[name], expected[name])
     # Regions may stay registered: Triton 2.51 sometimes counts a rejected ensemble request as running.
@@ -98,10 +100,12 @@ def test_invalid_faces_get_the_same_answers_as_through_messages(
 def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(40, 354)
     expected = client.features(frames, landmarks)["HOG"]
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=2) as shared:
+    with FaceFeatureClient(
+        server.grpc_url, headers=server.admin_headers, shm=True, in_flight=2
+    ) as shm_client:
 
         def call(face: int) -> np.ndarray:
-            return shared.features(frames[face : face + 5], landmarks[face : face + 5])["HOG"]
+            return shm_client.features(frames[face : face + 5], landmarks[face : face + 5])["HOG"]
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for _ in range(3):
@@ -112,32 +116,36 @@ def test_threads_share_a_client(server: LocalServer, client: FaceFeatureClient):
 def test_regions_of_abandoned_requests_are_unregistered(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(64, 358)
     before = registered_regions(client)
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, batch_size=4) as shared:
+    with FaceFeatureClient(
+        server.grpc_url, headers=server.admin_headers, shm=True, batch_size=4
+    ) as shm_client:
         for _ in range(15):
-            stream = shared.stream(((frames, landmarks) for _ in range(9)), ["MASK"])
+            stream = shm_client.stream(((frames, landmarks) for _ in range(9)), ["MASK"])
             next(stream)
             stream.close()
-        assert len(registered_regions(shared) - before) <= 20
-        shared.features(frames, landmarks)
+        assert len(registered_regions(shm_client) - before) <= 20
+        shm_client.features(frames, landmarks)
     assert not registered_regions(client) - before
 
 
 def test_larger_regions_replace_smaller_regions(server: LocalServer):
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True, in_flight=1) as shared:
-        before = registered_regions(shared)
+    with FaceFeatureClient(
+        server.grpc_url, headers=server.admin_headers, shm=True, in_flight=1
+    ) as shm_client:
+        before = registered_regions(shm_client)
         for side in range(200, 1400, 200):
-            shared.align(*photo_faces(1, 359, (side, side)), ["MASK"])
-        assert len(registered_regions(shared) - before) == 1
+            shm_client.align(*photo_faces(1, 359, (side, side)), ["MASK"])
+        assert len(registered_regions(shm_client) - before) == 1
 
 
 def test_rejects_a_response_without_outputs(server: LocalServer, monkeypatch: pytest.MonkeyPatch):
     """When its memory was full, Triton has sent such responses. The region then contains old outputs."""
     frames, landmarks = photo_faces(2, 360)
-    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared:
-        shared.features(frames, landmarks)
+    with FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shm_client:
+        shm_client.features(frames, landmarks)
         monkeypatch.setattr("tritonclient.grpc.InferResult.get_output", lambda _result, _name: None)
         with pytest.raises(FaceServiceError, match="response has no HOG"):
-            shared.features(frames, landmarks)
+            shm_client.features(frames, landmarks)
 
 
 def test_killed_client_leaves_no_file(server: LocalServer):
@@ -199,10 +207,10 @@ def test_error_of_a_server_without_access_to_the_region(
     unknown_key = property(lambda _region: "/elsewhere", lambda _region, _key: None)
     monkeypatch.setattr(SystemRegion, "key", unknown_key, raising=False)
     with (
-        FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shared,
+        FaceFeatureClient(server.grpc_url, headers=server.admin_headers, shm=True) as shm_client,
         pytest.raises(FaceServiceError, match="does not accept shared memory.*or use shm=False"),
     ):
-        shared.features(frames, landmarks)
+        shm_client.features(frames, landmarks)
     assert not names_in_dev_shm(created_regions)
 
 
@@ -210,12 +218,12 @@ def test_error_of_a_server_that_restricts_shared_memory(server: LocalServer, cre
     """The test server requires its admin key."""
     _, landmarks = photo_faces(2, 356)
     with (
-        FaceFeatureClient(server.grpc_url, shm=True) as shared,
+        FaceFeatureClient(server.grpc_url, shm=True) as shm_client,
         pytest.raises(FaceServiceError, match="pass its key in headers.*or use shm=False"),
     ):
-        shared.pose(landmarks)
-    with FaceFeatureClient(server.grpc_url) as messages:
-        assert messages.pose(landmarks).shape == (2, 6)
+        shm_client.pose(landmarks)
+    with FaceFeatureClient(server.grpc_url) as message_client:
+        assert message_client.pose(landmarks).shape == (2, 6)
     assert not names_in_dev_shm(created_regions)
 
 

@@ -32,8 +32,8 @@ class FaceFeatureClient(BaseClient):
 
     - `InvalidFacesError` if the service rejects faces; the message names faces and reasons;
     - `ServiceUnavailableError` if the server is unreachable or overloaded. The client retries inference
-      requests first (`retry`). It does not retry the request for a model's configuration, which precedes the
-      first inference, so that a wrong address fails at once;
+      requests first (`retry`). It does not retry the request for a model's configuration, which the first
+      call sends, so that a wrong address fails at once;
     - `DeadlineError` if a request exceeds `timeout`, or the call its deadline;
     - `FaceServiceError` if the server fails. It is the base class of these errors and a subclass of
       `tritonclient.utils.InferenceServerException`;

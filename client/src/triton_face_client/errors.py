@@ -42,7 +42,7 @@ class InvalidFacesError(FaceServiceError, ValueError):
     Attributes
     ----------
     reasons : dict of int to str
-        The parameter `reasons`.
+        A copy of the parameter.
     """
 
     def __init__(self, reasons: Mapping[int, str], unnamed: int = 0) -> None:

@@ -36,7 +36,7 @@ HOG_SETTINGS = {
 
 CONVENTIONS = ("raw", "subject")
 
-# The module's client under the key "client", from its first use on.
+# Has the module's client under the key "client" once a function has needed it.
 _default: dict[str, FaceFeatureClient] = {}
 _default_lock = threading.Lock()
 

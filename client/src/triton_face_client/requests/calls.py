@@ -1,4 +1,4 @@
-"""Calls in progress: split into requests, collect the outputs, limit the requests in flight."""
+"""Calls in progress: create their requests, collect their outputs, limit the requests in flight."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping

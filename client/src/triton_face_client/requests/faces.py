@@ -21,7 +21,7 @@ MAX_FLOAT_PIXEL = 2.0
 """Floating frames are in [0, 1], or slightly outside after interpolation. Larger values suggest 0 to 255."""
 
 MAX_NORMALIZED_LANDMARK = 2.0
-"""Landmarks up to this value are taken for normalized ones: 0 to 1, or a little more beyond the frame."""
+"""Landmarks up to this value count as normalized: fractions of the frame, 0 to 1 or slightly outside."""
 
 MAX_REQUEST_BYTES = 64 * 2**20
 """Maximum bytes of the frames in a request of several faces. A larger frame is sent alone.
@@ -176,7 +176,7 @@ def faces_without_pose(landmarks: NDArray[Any]) -> dict[int, str]:
     dict of int to str
         Index of each of these faces, and the reason.
     """
-    # Requests contain float32, in which larger values become infinite.
+    # Requests contain float32; values beyond its range become infinite.
     with np.errstate(over="ignore"):
         finite = np.isfinite(landmarks.astype(np.float32)).all(axis=2)
     right_corner, left_corner = landmarks[:, OUTER_EYE_CORNERS[0]], landmarks[:, OUTER_EYE_CORNERS[1]]

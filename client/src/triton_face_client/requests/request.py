@@ -36,7 +36,7 @@ from triton_face_client.transports.base import (
 )
 
 INVALID_FACE = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
-"""Index and reason of an invalid face in align_mask's error message; the index counts within the request."""
+"""Index (within the request) and reason of an invalid face, in align_mask's error message."""
 UNNAMED_FACES = re.compile(r"; and (\d+) more$")
 """Number of further invalid faces, which the message does not name."""
 
@@ -48,14 +48,14 @@ MIN_TIMEOUT = 1e-3
 """Seconds. gRPC treats a non-positive timeout as no timeout."""
 
 DRAIN_SECONDS = 2.0
-"""Maximum time in which `close` waits for requests whose calls were cancelled or have failed.
+"""Maximum time, in seconds, that `close` waits for requests of calls that were cancelled or have failed.
 
 The client never cancels a request: Triton 2.51 has crashed (SIGSEGV in its gRPC endpoint) about once in a few
 thousand cancellations. The server completes these requests within milliseconds.
 """
 
 UNREGISTER_TRIES, UNREGISTER_WAIT = 100, 0.05
-"""Number of tries to unregister a region, and seconds between them. Triton cannot while requests use it."""
+"""Number of tries to unregister a region, and seconds between them. Triton keeps it while requests use it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tritonclient.utils import InferenceServerException
 
 RETRYABLE_STATUS = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
-"""UNAVAILABLE: the server is unreachable or a queue is full. CANCELLED: the server is stopping."""
+"""UNAVAILABLE: server unreachable or stopping, or queue full. CANCELLED: server stopped during the request."""
 
 RETRYABLE_MESSAGES = (
     "Exceeds maximum queue size",
@@ -38,8 +38,8 @@ class Retry:
     Parameters
     ----------
     seconds : float
-        Maximum sum of a request's waits; then its error is raised. 0 sends every request once. The default
-        covers the restart of a server, including the loading of its models.
+        Maximum sum of a request's waits, after which the last error is raised. 0 sends every request once.
+        The default covers the restart of a server, including the loading of its models.
     first : float
         Upper bound of the first wait, in seconds.
     longest : float

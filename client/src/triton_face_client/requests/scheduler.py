@@ -38,7 +38,7 @@ class Scheduler:
         self._resume(generator)
 
     def run_until_one_completes(self) -> None:
-        """Run the started generators until a generator has returned; raise its error if it fails."""
+        """Run the started generators until one of them returns or raises an error."""
         while not self._completed:
             if self._waiting and self._waiting[0][0] <= time.monotonic():
                 self._resume(heapq.heappop(self._waiting)[2])
