@@ -93,7 +93,7 @@ def test_invalid_faces_get_the_same_answers_as_through_messages(
             shm_client.features(frames, landmarks)
     for name in OUTPUTS:
         np.testing.assert_array_equal(answers[name], expected[name])
-    # Regions may stay registered: Triton 2.51 sometimes counts a rejected ensemble request as running.
+    # Regions may stay registered: Triton 2.51 sometimes never ends a rejected ensemble request.
     assert not names_in_dev_shm(created_regions)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tritonclient.utils import InferenceServerException
 
 RETRYABLE_STATUS = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
-"""UNAVAILABLE: server unreachable or stopping, or queue full. CANCELLED: server stopped during the request."""
+"""UNAVAILABLE: server unreachable or stopping, or queue full. CANCELLED: server stops during the request."""
 
 RETRYABLE_MESSAGES = (
     "Exceeds maximum queue size",
