@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def unused_address() -> Iterator[str]:
-    """Give an address that refuses connections; the bound port keeps other servers from it."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{bound.getsockname()[1]}"
+    """Yield an address without a server. Its port stays bound, so that no server can start there."""
+    with socket.socket() as bound_socket:
+        bound_socket.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound_socket.getsockname()[1]}"

@@ -13,8 +13,8 @@ from triton_face_client.sample_faces import sample_faces
 from triton_face_client.video.crops import cut_faces
 
 
-def main(url: str, headers: str, crops: str) -> None:
-    """Compare features through messages and shared memory; save crops of a seeded image."""
+def main(url: str, headers: str, crops_file: str) -> None:
+    """Compare features sent in messages and in shared memory; save crops of a random image to a file."""
     frames, landmarks = sample_faces(40)
     with FaceFeatureClient(url) as client:
         answers = client.features(frames, landmarks, ["HOG", "POSE"])
@@ -27,7 +27,7 @@ def main(url: str, headers: str, crops: str) -> None:
         np.testing.assert_array_equal(values, shared[name])
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    np.save(crops, cut_faces(image, generator.uniform(-20, 300, (16, 4))))
+    np.save(crops_file, cut_faces(image, generator.uniform(-20, 300, (16, 4))))
 
 
 if __name__ == "__main__":

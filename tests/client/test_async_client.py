@@ -53,14 +53,15 @@ def test_returns_the_same_as_the_blocking_client(server: LocalServer, client: Fa
     run_with_client(server, check, batch_size=9, in_flight=3, shm=shm)
 
 
-def test_concurrent_calls(server: LocalServer, client: FaceFeatureClient):
+def test_concurrent_calls_return_the_features_of_their_faces(server: LocalServer, client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 342)
     expected = client.features(frames, landmarks)
 
     async def check(async_client: AsyncFaceFeatureClient) -> None:
-        calls = [async_client.features(frames[i : i + 6], landmarks[i : i + 6]) for i in range(0, 60, 6)]
-        for i, answers in enumerate(await asyncio.gather(*calls)):
-            np.testing.assert_array_equal(answers["HOG"], expected["HOG"][6 * i : 6 * i + 6])
+        slices = [slice(first, first + 6) for first in range(0, 60, 6)]
+        calls = [async_client.features(frames[faces], landmarks[faces]) for faces in slices]
+        for faces, answers in zip(slices, await asyncio.gather(*calls), strict=True):
+            np.testing.assert_array_equal(answers["HOG"], expected["HOG"][faces])
 
     run_with_client(server, check)
 
@@ -95,9 +96,9 @@ def test_stream_yields_one_answer_per_chunk(server: LocalServer, sizes: list[int
 
 
 def long_call(async_client: AsyncFaceFeatureClient, **options: object) -> Awaitable[Answers]:
-    """Return a call of 20,000 faces, which takes several seconds."""
+    """Return a call of 20,000 faces, which runs for several seconds."""
     frames, landmarks = photo_faces(50, 344)
-    # References to 50 frames; an array would need 3 GB.
+    # A list refers to each frame 400 times. An array of all frames would need 3 GB.
     return async_client.features([*frames] * 400, np.tile(landmarks, (400, 1, 1)), **options)
 
 
@@ -113,8 +114,8 @@ def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalSe
         with pytest.raises(asyncio.CancelledError):
             await call
         assert time.monotonic() - start < 1
-        # Each request in flight is a task of the client and a task of gRPC.
-        assert len(asyncio.all_tasks()) <= 1 + 2 * async_client.in_flight, "no other request starts"
+        # This function is a task, and each request in flight is a task of the client and a task of gRPC.
+        assert len(asyncio.all_tasks()) <= 1 + 2 * async_client.in_flight, "a request starts after the end"
         np.testing.assert_array_equal(
             (await async_client.features(frames, landmarks))["HOG"], expected["HOG"]
         )
@@ -122,7 +123,7 @@ def test_cancelled_call_ends_at_once_and_the_client_stays_usable(server: LocalSe
     run_with_client(server, check)
 
 
-def test_deadline_and_wait_for_end_a_call(server: LocalServer):
+def test_deadline_or_asyncio_timeout_ends_a_call(server: LocalServer):
     async def check(async_client: AsyncFaceFeatureClient) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(long_call(async_client), 0.5)
@@ -132,7 +133,7 @@ def test_deadline_and_wait_for_end_a_call(server: LocalServer):
     run_with_client(server, check)
 
 
-def test_invalid_faces(server: LocalServer):
+def test_invalid_faces_get_nan_or_an_error(server: LocalServer):
     frames, landmarks = photo_faces(40, 346)
     landmarks[[3, 38]] = np.nan
 
@@ -148,7 +149,7 @@ def test_invalid_faces(server: LocalServer):
     run_with_client(server, check)
 
 
-def test_unreachable_server(unused_address: str):
+def test_unreachable_server_gives_an_error(unused_address: str):
     async def check() -> None:
         async with AsyncFaceFeatureClient(unused_address) as client:
             with pytest.raises(ServiceUnavailableError, match="no server answers at"):
@@ -159,7 +160,7 @@ def test_unreachable_server(unused_address: str):
     asyncio.run(check())
 
 
-def test_wait_until_ready(server: LocalServer):
+def test_wait_until_ready_returns_for_a_ready_server(server: LocalServer):
     async def check(async_client: AsyncFaceFeatureClient) -> None:
         await async_client.wait_until_ready(5)
 

@@ -30,6 +30,7 @@ LONG_ROWS = 2048
 """Rows of the table long.npz: enough to interrupt a run between its first and its last part."""
 
 Run = Callable[..., tuple[int, Path]]
+"""Type of the fixture `run`."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(server: LocalServer, folder: Path, tmp_path: Path) -> Run:
-    """Return a function that calls `triton-face run` on the film and returns exit code and output file."""
+    """Return a function that executes `triton-face run` on the film and returns exit code and output file."""
 
     def call(*options: str, table: str = "film.csv", name: str = "out.parquet") -> tuple[int, Path]:
         out = tmp_path / name
@@ -56,18 +57,18 @@ def run(server: LocalServer, folder: Path, tmp_path: Path) -> Run:
     return call
 
 
-def hog(path: Path) -> np.ndarray:
+def read_hog(path: Path) -> np.ndarray:
     """Read the HOG features ``[N, 5408]`` of a Parquet file."""
     return np.stack(pq.read_table(path)["HOG"].to_numpy())
 
 
 @pytest.fixture(scope="module")
 def long_hog(server: LocalServer, folder: Path) -> np.ndarray:
-    """HOG features of long.npz from a run without interruption."""
+    """Return the HOG features of long.npz from a run without interruption."""
     out = folder / "long.parquet"
     inputs = [str(folder / "film.avi"), "--landmarks", str(folder / "long.npz"), "--out", str(out)]
     assert main(["run", *inputs, "--url", server.grpc_url]) == 0
-    return hog(out)
+    return read_hog(out)
 
 
 def test_run_writes_features_of_video_and_openface_table(run: Run, folder: Path, client: FaceFeatureClient):
@@ -79,7 +80,7 @@ def test_run_writes_features_of_video_and_openface_table(run: Run, folder: Path,
     assert set(table.column_names) >= {"Pitch", "Roll", "Yaw", "X", "Y", "Z", "x_0", "y_67", "HOG", "refused"}
     assert table["input"].to_pylist() == [str(folder / "film.avi")] * FRAMES
     assert table["frame"].to_pylist() == list(range(FRAMES))
-    features = hog(out)
+    features = read_hog(out)
     invalid = [FAILED_ROW, NAN_ROW, FLAT_ROW]
     valid = np.setdiff1d(np.arange(FRAMES), invalid)
     assert np.isnan(features[invalid]).all()
@@ -101,13 +102,13 @@ def test_run_writes_features_of_video_and_openface_table(run: Run, folder: Path,
 def test_all_formats_hold_the_same_features(run: Run):
     tables = {name: run(name=f"out.{name}")[1] for name in ("parquet", "csv", "npz")}
     parquet = pq.read_table(tables["parquet"])
-    features = hog(tables["parquet"])
-    text = pyarrow.csv.read_csv(tables["csv"])
-    assert text.column_names == parquet.column_names
-    from_text = [json.loads(row.replace("nan", "NaN")) for row in text["HOG"].to_pylist()]
-    np.testing.assert_array_equal(np.array(from_text, dtype=np.float32), features)
+    features = read_hog(tables["parquet"])
+    csv = pyarrow.csv.read_csv(tables["csv"])
+    assert csv.column_names == parquet.column_names
+    csv_features = [json.loads(row.replace("nan", "NaN")) for row in csv["HOG"].to_pylist()]
+    np.testing.assert_array_equal(np.array(csv_features, dtype=np.float32), features)
     np.testing.assert_array_equal(
-        text["Pitch"].to_numpy().astype(np.float32), parquet["Pitch"].to_numpy().astype(np.float32)
+        csv["Pitch"].to_numpy().astype(np.float32), parquet["Pitch"].to_numpy().astype(np.float32)
     )
     arrays = np.load(tables["npz"])
     np.testing.assert_array_equal(arrays["HOG"], features)
@@ -121,21 +122,21 @@ def test_all_formats_hold_the_same_features(run: Run):
 
 def test_run_accepts_a_feature_file_as_landmark_table(run: Run, server: LocalServer, tmp_path: Path):
     first = run()[1]
-    again = tmp_path / "again.parquet"
-    media = pq.read_table(first)["input"][0].as_py()
-    assert main(["run", media, "--landmarks", str(first), "--out", str(again), "--url", server.grpc_url]) == 0
-    np.testing.assert_array_equal(hog(again), hog(first))
+    second = tmp_path / "second.parquet"
+    film = pq.read_table(first)["input"][0].as_py()
+    assert main(["run", film, "--landmarks", str(first), "--out", str(second), "--url", server.grpc_url]) == 0
+    np.testing.assert_array_equal(read_hog(second), read_hog(first))
 
 
 def start_long_run(server: LocalServer, folder: Path, out: Path, *options: str) -> subprocess.Popen:
-    """Start a long run; return after its first part."""
+    """Start a run of long.npz in another process; return when it has written its first part."""
     inputs = [str(folder / "film.avi"), "--landmarks", str(folder / "long.npz"), "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "triton_face_client", "run", *inputs, "--url", server.grpc_url, *options],
         cwd=PROJECT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # Background jobs of a shell ignore SIGINT, and their children inherit that.
+        # If the tests run in the background of a shell, they ignore SIGINT, and child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 180
@@ -169,7 +170,7 @@ def test_interrupted_run_resumes_without_losing_rows(
     assert code == 0
     assert 0 < report["resumed_at"] < LONG_ROWS
     assert (report["rows"], report["faces"], report["refused"]) == (LONG_ROWS, LONG_ROWS, 0)
-    np.testing.assert_array_equal(hog(out), long_hog)
+    np.testing.assert_array_equal(read_hog(out), long_hog)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
@@ -177,9 +178,9 @@ def test_interrupted_run_resumes_without_losing_rows(
 def test_run_resumes_after_the_server_was_stopped(
     run: Run, repository: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    with LocalServer(repository) as own:
-        process = start_long_run(own, folder, tmp_path / "out.parquet", "--retry", "1")
-        own.stop()
+    with LocalServer(repository) as stopped_server:
+        process = start_long_run(stopped_server, folder, tmp_path / "out.parquet", "--retry", "1")
+        stopped_server.stop()
         _, errors = process.communicate()
     assert process.returncode == 4
     assert errors.splitlines()[-1].startswith(b"triton-face run: ")
@@ -191,7 +192,7 @@ def test_run_resumes_after_the_server_was_stopped(
     assert report["faces"] == LONG_ROWS
 
 
-def test_two_runs_cannot_write_one_file(
+def test_two_runs_cannot_write_the_same_file(
     run: Run, server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     process = start_long_run(server, folder, tmp_path / "out.parquet")
@@ -228,7 +229,7 @@ def test_run_does_not_resume_parts_of_other_inputs(
 
 @pytest.fixture
 def images(tmp_path: Path, folder: Path) -> Path:
-    """Return a folder with images of several sizes, one truncated, and a py-feat table beside it."""
+    """Return a folder with four images, the last one truncated. Its parent folder has a py-feat table."""
     images = tmp_path / "images"
     images.mkdir()
     points = np.loadtxt(PROJECT / "deploy/local/data/astronaut_landmarks.csv", delimiter=",", skiprows=1)
@@ -243,7 +244,7 @@ def images(tmp_path: Path, folder: Path) -> Path:
     return images
 
 
-def test_run_with_a_pyfeat_table_and_a_truncated_image(
+def test_run_with_a_pyfeat_table_reports_a_truncated_image(
     server: LocalServer, images: Path, capsys: pytest.CaptureFixture
 ):
     out = images.parent / "out.parquet"
@@ -255,7 +256,7 @@ def test_run_with_a_pyfeat_table_and_a_truncated_image(
     rows = pq.read_table(out)
     assert [Path(name).name for name in rows["input"].to_pylist()] == [f"p{i}.jpg" for i in range(4)]
     assert "p3.jpg" in rows["refused"][3].as_py()
-    features = hog(out)
+    features = read_hog(out)
     assert np.isfinite(features[:3]).all()
     assert np.corrcoef(features[0], features[2])[0, 1] > 0.9, "the same face at another size"
     assert rows["FaceRectX"].to_pylist() == [1.0] * 4
@@ -278,13 +279,13 @@ def test_crops_by_face_rect_or_by_enlarged_landmark_box(
     pixels = np.asarray(Image.open(image))
     crop = cut_faces(pixels, box[None], enlarge=1.0)
     expected = client.features(crop, crop_landmarks(points[None], box[None], enlarge=1.0), ["HOG"])["HOG"]
-    np.testing.assert_array_equal(hog(out), expected)
+    np.testing.assert_array_equal(read_hog(out), expected)
     assert main([*command, "--restart", "--enlarge", "1.8"]) == 0
     crop = cut_faces(pixels, landmark_boxes(points[None]), enlarge=1.8)
     crop_points = crop_landmarks(points[None], landmark_boxes(points[None]), enlarge=1.8)
-    np.testing.assert_array_equal(hog(out), client.features(crop, crop_points, ["HOG"])["HOG"])
-    film = ["run", str(image), "--landmarks", str(images.parent / "fex.csv"), "--out", f"{out}.csv"]
-    assert main([*film, "--crop", "face-rect", "--url", server.grpc_url]) == 3
+    np.testing.assert_array_equal(read_hog(out), client.features(crop, crop_points, ["HOG"])["HOG"])
+    without_y = ["run", str(image), "--landmarks", str(images.parent / "fex.csv"), "--out", f"{out}.csv"]
+    assert main([*without_y, "--crop", "face-rect", "--url", server.grpc_url]) == 3
     assert "no column FaceRectY" in capsys.readouterr().err
 
 
@@ -303,7 +304,7 @@ def test_warns_if_the_table_names_another_video(
     assert "film.avi has 12 frames, frame 12 is not among them" in output
 
 
-def test_rows_of_another_video_get_a_reason(
+def test_rows_of_a_video_that_is_not_given_get_a_reason(
     run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     landmarks = read_table(folder / "film.csv").landmarks
@@ -336,7 +337,7 @@ def test_rejects_several_files_for_a_table_of_one_image(
 def test_text_column_may_be_empty_in_the_first_part(
     run: Run, server: LocalServer, folder: Path, tmp_path: Path
 ):
-    """All parts need one Arrow type per column, and an empty text column has none by itself."""
+    """A column needs the same Arrow type in all parts, but Arrow cannot infer the type of an empty column."""
     faces = np.load(folder / "long.npz")
     count = 1100
     names = ["frame", "Identity", *(f"{axis}_{i}" for axis in "xy" for i in range(68))]
@@ -351,7 +352,7 @@ def test_text_column_may_be_empty_in_the_first_part(
     assert pq.read_table(out)["Identity"].to_pylist()[-1] == "Anna"
 
 
-def test_run_with_a_single_invalid_face(run: Run, tmp_path: Path):
+def test_run_accepts_a_table_of_one_invalid_face(run: Run, tmp_path: Path):
     table = tmp_path / "flat.npz"
     np.savez(table, landmarks=np.full((1, 68, 2), 50.0), frame=[0])
     code, out = run(table=str(table))
@@ -391,6 +392,7 @@ def test_rejects_landmarks_as_fractions_of_the_image(run: Run, tmp_path: Path, c
 
 
 def table_without_points(tmp_path: Path, folder: Path) -> Path:
+    """Write film.csv with its first 60 columns only; return the path."""
     lines = (folder / "film.csv").read_text().splitlines()
     path = tmp_path / "without_points.csv"
     path.write_text("\n".join(",".join(line.split(",")[:60]) for line in lines))
@@ -403,8 +405,9 @@ def test_errors_are_one_line_with_exit_code(
     film, table, out = str(folder / "film.avi"), str(folder / "film.csv"), str(tmp_path / "out.parquet")
     text = tmp_path / "text.avi"
     text.write_text("no video")
+    incomplete_table = str(table_without_points(tmp_path, folder))
     cases = [
-        (["run", film, "--landmarks", str(table_without_points(tmp_path, folder)), "--out", out], 3, "lacks"),
+        (["run", film, "--landmarks", incomplete_table, "--out", out], 3, "lacks"),
         (["run", "missing.avi", "--landmarks", table, "--out", out], 3, "missing.avi does not exist"),
         (["run", str(text), "--landmarks", table, "--out", out], 3, "neither a video"),
         (["run", film, "--landmarks", "missing.csv", "--out", out], 3, "missing.csv"),
@@ -418,13 +421,13 @@ def test_errors_are_one_line_with_exit_code(
         (["bench", "--url", "127.0.0.1:9"], 4, "no server answers"),
         (["info", "--url", "127.0.0.1:9", "--wait", "0.2"], 4, "was not ready after 0.2 s"),
     ]
-    for command, code, message in cases:
-        given = command if "--url" in command else [*command, "--url", server.grpc_url]
-        assert main(given) == code, command
+    for arguments, code, message in cases:
+        command = arguments if "--url" in arguments else [*arguments, "--url", server.grpc_url]
+        assert main(command) == code, command
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"triton-face {command[0]}: ")
         assert message in error
-        assert main([*given, "--json"]) == code
+        assert main([*command, "--json"]) == code
         assert json.loads(capsys.readouterr().out)["exit_code"] == code
     assert not Path(out).exists()
     assert not Path(f"{out}.parts").exists()
@@ -434,17 +437,17 @@ def test_errors_are_one_line_with_exit_code(
     "command",
     [
         [],
-        ["fly"],
+        ["unknown"],
         ["run"],
         ["bench", "--rate", "0"],
         ["info", "--header", "x"],
-        ["info", "--timeout", "soon"],
+        ["info", "--timeout", "text"],
     ],
 )
 def test_invalid_command_line_has_exit_code_2(command: list[str]):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         main(command)
-    assert ended.value.code == 2
+    assert caught.value.code == 2
 
 
 def test_info_prints_text_or_json(server: LocalServer, capsys: pytest.CaptureFixture):
@@ -477,10 +480,10 @@ def test_bench_measures_closed_and_open_loop(server: LocalServer, capsys: pytest
     assert main(["bench", *common, "--rate", "80"]) == 0
     opened = json.loads(capsys.readouterr().out)
     assert (opened["loop"], opened["concurrency"]) == ("open", None)
-    assert 10 < opened["requests"] < 60  # 80 faces a second are 20 requests, for 1.5 s
+    assert 10 < opened["requests"] < 60, "80 faces/s for 1.5 s are 30 requests of 4 faces"
 
 
-def test_names_the_missing_extra(server: LocalServer, folder: Path, tmp_path: Path):
+def test_error_names_the_missing_extra(server: LocalServer, folder: Path, tmp_path: Path):
     for command, package, extra in (
         ("run", "tqdm", "run"),
         ("run", "pyarrow", "run"),
@@ -492,13 +495,15 @@ def test_names_the_missing_extra(server: LocalServer, folder: Path, tmp_path: Pa
             f"import sys; sys.modules[{package!r}] = None;"
             f"from triton_face_client.cli import main; sys.exit(main({arguments!r}))"
         )
-        done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
-        assert done.returncode == 3
-        assert f"pip install 'triton-face-client[{extra}]'" in done.stderr.splitlines()[-1]
+        completed = subprocess.run(
+            [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True
+        )
+        assert completed.returncode == 3
+        assert f"pip install 'triton-face-client[{extra}]'" in completed.stderr.splitlines()[-1]
 
 
 def test_module_runs_as_command(server: LocalServer):
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "triton_face_client", "info", "--json"],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},
         cwd=PROJECT,
@@ -506,4 +511,4 @@ def test_module_runs_as_command(server: LocalServer):
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout)["version"] == "2.51.0"
+    assert json.loads(completed.stdout)["version"] == "2.51.0"

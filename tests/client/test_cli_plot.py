@@ -1,4 +1,4 @@
-"""`triton-face plot` on a short film of the demo's photograph, against a real server."""
+"""`triton-face plot`: contact sheets and face figures of a short film, against a real server."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.film_files import FAILED_ROW, FLAT_ROW, FRAMES, NAN_ROW, write_film, write_table
 from triton_face_client import FaceFeatureClient
-from triton_face_client.cli import plot as command
+from triton_face_client.cli import plot as plot_module
 from triton_face_client.cli.plot import PlotReport, plot
 from triton_face_client.plotting.contact_sheet import MAX_FACES, SheetFace
 from triton_face_client.plotting.panels import pose_axes
@@ -19,6 +19,7 @@ from triton_face_client.video.media import MediaError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a film and its landmark table as CSV and as NPZ."""
     folder = tmp_path_factory.mktemp("film")
     landmarks = write_film(folder)
     write_table(folder / "film.csv", landmarks)
@@ -28,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sheet_faces(monkeypatch: pytest.MonkeyPatch) -> list[SheetFace]:
-    """Collect the faces of the sheet that a test draws, instead of drawing it."""
+    """Return a list that collects the faces of a sheet, which is not drawn."""
     faces: list[SheetFace] = []
-    monkeypatch.setattr(command, "draw_sheet", lambda _path, sheet: faces.extend(sheet))
+    monkeypatch.setattr(plot_module, "draw_sheet", lambda _path, sheet: faces.extend(sheet))
     return faces
 
 
-def test_sheet_spreads_faces_over_rows_with_a_face(client: FaceFeatureClient, folder: Path, tmp_path: Path):
+def test_sheet_shows_the_requested_number_of_faces(client: FaceFeatureClient, folder: Path, tmp_path: Path):
     out = tmp_path / "sheet.png"
     report = plot(client, [folder / "film.avi"], folder / "film.csv", out, 4, None)
     assert report == PlotReport(faces=4, refused=0, out=str(out))
@@ -60,9 +61,10 @@ def test_sheet_shows_reason_of_each_row_without_features(
 def test_head_axes_fit_the_aligned_face(
     client: FaceFeatureClient, folder: Path, tmp_path: Path, sheet_faces: list[SheetFace]
 ):
-    """AFFINE of the sheet maps image pixels to aligned pixels although the crop is stretched.
+    """AFFINE of a sheet's face maps image pixels to aligned pixels, although the crop is stretched.
 
-    The film rotates by 60 degrees. Alignment undoes the rotation, so all axes have the same directions.
+    The film rotates by 60 degrees. Alignment undoes the rotation, so the axes have the same directions in all
+    frames.
     """
     landmarks = np.load(folder / "film.npz")["landmarks"]
     plot(client, [folder / "film.avi"], folder / "film.npz", tmp_path / "sheet.png", FRAMES, None)
@@ -98,7 +100,7 @@ def test_table_without_faces_gives_a_sheet(
     assert [face.row for face in sheet_faces] == [1, 4, 7]
 
 
-def test_without_media_the_named_files_are_read(
+def test_reads_the_files_named_in_the_table_without_media(
     client: FaceFeatureClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "sheet.png"
@@ -117,7 +119,7 @@ def test_distinguishes_equal_names_in_two_folders(
         (tmp_path / name).mkdir()
         shutil.copy(folder / "film.avi", tmp_path / name)
     landmarks = np.load(folder / "film.npz")["landmarks"][:2]
-    np.savez(tmp_path / "two.npz", landmarks=landmarks, source=["a/film.avi", r"b/film.avi"])
+    np.savez(tmp_path / "two.npz", landmarks=landmarks, source=["a/film.avi", "b/film.avi"])
     plot(client, [], tmp_path / "two.npz", tmp_path / "a.png", 2, None)
     assert [face.reason for face in sheet_faces] == ["", ""]
 

@@ -20,7 +20,13 @@ from triton_face_client.requests.faces import MAX_REQUEST_BYTES, Faces
 
 ALL_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
 
-MEGABYTE = 2**20
+INVALID_FACES = [3, 4, 40, 99]
+"""Indices of the invalid faces of `faces_with_invalid`."""
+
+FRAMES = np.zeros((2, 3, 20, 20), dtype=np.float32)
+LANDMARKS = np.zeros((2, 68, 2), dtype=np.float32)
+
+MIB = 2**20
 
 
 def computed_counts(client: FaceFeatureClient, model: str) -> tuple[int, int]:
@@ -37,8 +43,8 @@ def test_splits_a_call_into_requests_and_keeps_the_order_of_faces(
     client: FaceFeatureClient, server: LocalServer
 ):
     frames, landmarks = photo_faces(100, 301)
-    with FaceFeatureClient(server.grpc_url, batch_size=7, in_flight=5) as small:
-        answers = small.features(frames, landmarks, ALL_OUTPUTS)
+    with FaceFeatureClient(server.grpc_url, batch_size=7, in_flight=5) as small_batches:
+        answers = small_batches.features(frames, landmarks, ALL_OUTPUTS)
     assert tuple(answers) == ALL_OUTPUTS
     for face in range(0, 100, 9):
         tensors = {"FRAMES": frames[face : face + 1], "LANDMARKS": landmarks[face : face + 1]}
@@ -52,15 +58,15 @@ def test_batch_size_is_limited_by_the_server(client: FaceFeatureClient, server: 
     _, landmarks = photo_faces(300, 302)
     # The server's maximum is 128, the client's default 32.
     for batch_size, requests in ((100, 3), (1000, 3), (None, 10)):
-        with FaceFeatureClient(server.grpc_url, batch_size=batch_size) as own:
+        with FaceFeatureClient(server.grpc_url, batch_size=batch_size) as client_under_test:
             before = computed_counts(client, "pose_mlp")
-            own.pose(landmarks)
+            client_under_test.pose(landmarks)
             after = computed_counts(client, "pose_mlp")
         assert (after[0] - before[0], after[1] - before[1]) == (requests, 300)
 
 
 def test_memory_of_a_large_call_is_bounded(server: LocalServer):
-    """A call needs no memory that grows with the number of faces, except for its answers."""
+    """Only the memory of the answers grows with the number of faces."""
     frames, landmarks = photo_faces(250, 303)
     uint8_frames = (255 * frames).round().astype(np.uint8)
     repeated = np.arange(4_000) % 250
@@ -72,25 +78,20 @@ def test_memory_of_a_large_call_is_bounded(server: LocalServer):
         increase = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     for name in expected:
         np.testing.assert_array_equal(answers[name], expected[name][repeated])
-    # Four requests of 32 faces in flight have about 2 MB each with their responses; gRPC has buffers too.
-    assert increase < sum(array.nbytes for array in answers.values()) + 64 * MEGABYTE
+    # Four requests of 32 faces are in flight. Each has about 2 MB with its response; gRPC adds buffers.
+    assert increase < sum(array.nbytes for array in answers.values()) + 64 * MIB
 
 
 def test_no_faces_give_empty_arrays(client: FaceFeatureClient):
     frames, landmarks = np.zeros((0, 3, 112, 112), np.uint8), np.zeros((0, 68, 2))
     answers = client.features(frames, landmarks, ALL_OUTPUTS)
-    assert [answers[name].shape for name in ALL_OUTPUTS] == [
-        (0, 5408),
-        (0, 6),
-        (0, 68, 2),
-        (0, 2, 3),
-        (0, 112, 112),
-    ]
+    shapes = [(0, 5408), (0, 6), (0, 68, 2), (0, 2, 3), (0, 112, 112)]
+    assert [answers[name].shape for name in ALL_OUTPUTS] == shapes
     assert client.features([], landmarks)["HOG"].shape == (0, 5408)
     assert client.pose(landmarks).shape == (0, 6)
 
 
-def test_frames_of_mixed_sizes_and_types(client: FaceFeatureClient):
+def test_accepts_frames_of_mixed_sizes_and_types(client: FaceFeatureClient):
     sizes = [(112, 112), (97, 131), (112, 112), (60, 60), (97, 131), (300, 200)]
     faces = [photo_faces(1, 310 + i, size) for i, size in enumerate(sizes)]
     frames = [frame[0] for frame, _ in faces]
@@ -131,10 +132,10 @@ def test_rejects_a_frame_larger_than_a_grpc_message(client: FaceFeatureClient):
             client.features(frames, LANDMARKS[:1])
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_floating_frames_are_sent_as_float32(client: FaceFeatureClient, kind: type):
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floating_frames_are_sent_as_float32(client: FaceFeatureClient, dtype: type):
     frames, landmarks = photo_faces(2, 305)
-    frames, landmarks = frames.astype(kind), landmarks.astype(np.float64)
+    frames, landmarks = frames.astype(dtype), landmarks.astype(np.float64)
     expected = client.features(frames.astype(np.float32), landmarks.astype(np.float32))
     np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
 
@@ -163,9 +164,9 @@ def test_accepts_lists_of_tensors_and_bfloat16(client: FaceFeatureClient):
     frames, landmarks = photo_faces(2, 312)
     listed = client.features([torch.from_numpy(frame) for frame in frames], torch.from_numpy(landmarks))
     assert isinstance(listed["HOG"], torch.Tensor)
-    halves = torch.from_numpy(frames).to(torch.bfloat16)
+    bfloat16 = torch.from_numpy(frames).to(torch.bfloat16)
     np.testing.assert_array_equal(
-        client.features(halves, landmarks)["HOG"], client.features(halves.float(), landmarks)["HOG"]
+        client.features(bfloat16, landmarks)["HOG"], client.features(bfloat16.float(), landmarks)["HOG"]
     )
 
 
@@ -177,22 +178,22 @@ def test_warns_of_floating_frames_of_0_to_255(client: FaceFeatureClient):
 
 def test_stream_reads_few_chunks_ahead_and_keeps_their_order(server: LocalServer):
     frames, landmarks = photo_faces(90, 308)
-    read = []
+    chunks_read = []
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for number, count in enumerate(itertools.islice(itertools.cycle([1, 0, 5, 12]), 60)):
-            read.append(number)
+            chunks_read.append(number)
             yield frames[number : number + count], landmarks[number : number + count]
 
-    ahead = []
+    chunks_ahead = []
     with FaceFeatureClient(server.grpc_url, in_flight=3) as client:
         expected = client.features(frames, landmarks, ["POSE", "MASK"])
         for number, answers in enumerate(client.stream(chunks(), ["POSE", "MASK"])):
-            ahead.append(len(read) - number)
+            chunks_ahead.append(len(chunks_read) - number)
             for name, rows in answers.items():
                 np.testing.assert_array_equal(rows, expected[name][number : number + len(rows)])
-    assert len(ahead) == 60
-    assert max(ahead) <= 7
+    assert len(chunks_ahead) == 60
+    assert max(chunks_ahead) <= 2 * 3 + 1
 
 
 @pytest.mark.parametrize("sizes", [[0] * 50, [1] * 50, [0] * 20 + [3] + [0] * 20, []])
@@ -207,7 +208,7 @@ def test_pose_needs_no_frames(client: FaceFeatureClient):
     np.testing.assert_array_equal(client.features(None, landmarks, ["POSE"])["POSE"], client.pose(landmarks))
 
 
-def test_dropped_client_ends_its_thread(server: LocalServer):
+def test_garbage_collected_client_ends_its_thread(server: LocalServer):
     client = FaceFeatureClient(server.grpc_url)
     client.pose(photo_faces(1, 314)[1])
     thread = client._io_thread._thread
@@ -217,36 +218,37 @@ def test_dropped_client_ends_its_thread(server: LocalServer):
     assert not thread.is_alive()
 
 
-INVALID = [3, 4, 40, 99]
-
-
-def faces_with_invalid(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return 100 faces; those in `INVALID` are invalid."""
+def faces_with_invalid(defect: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return 100 faces, of which `INVALID_FACES` have an invalid pixel, an invalid landmark or no hull."""
     frames, landmarks = photo_faces(100, 320)
-    if kind == "pixels":
-        frames[INVALID, 1, 50, 50] = np.nan
-    elif kind == "landmarks":
-        landmarks[INVALID, 30] = np.inf
+    if defect == "pixels":
+        frames[INVALID_FACES, 1, 50, 50] = np.nan
+    elif defect == "landmarks":
+        landmarks[INVALID_FACES, 30] = np.inf
     else:
-        landmarks[INVALID] = 50.0
+        landmarks[INVALID_FACES] = 50.0
     return frames, landmarks
 
 
-@pytest.mark.parametrize("kind", ["pixels", "landmarks", "no hull"])
-def test_invalid_face_gets_nan_and_a_reason(client: FaceFeatureClient, kind: str):
-    frames, landmarks = faces_with_invalid(kind)
-    valid = np.setdiff1d(np.arange(100), INVALID)
+@pytest.mark.parametrize("defect", ["pixels", "landmarks", "no hull"])
+def test_invalid_face_gets_nan_and_a_reason(client: FaceFeatureClient, defect: str):
+    frames, landmarks = faces_with_invalid(defect)
+    valid = np.setdiff1d(np.arange(100), INVALID_FACES)
     answers = client.features(frames, landmarks, ALL_OUTPUTS, on_invalid="nan")
-    assert sorted(answers.refused) == INVALID
+    assert sorted(answers.refused) == INVALID_FACES
     expected = client.features(frames[valid], landmarks[valid], ALL_OUTPUTS)
     for name in ALL_OUTPUTS:
         np.testing.assert_array_equal(answers[name][valid], expected[name])
     for name in ("HOG", "POSE", "AFFINE"):
-        assert np.isnan(answers[name][INVALID]).all()
-    assert not answers["MASK"][INVALID].any()
-    assert (answers["ALIGNED_LANDMARKS"][INVALID] == np.iinfo(np.int64).min).all()
-    text = {"pixels": "non-finite pixel", "landmarks": "non-finite landmark", "no hull": "all landmarks"}
-    assert all(text[kind] in reason for reason in answers.refused.values())
+        assert np.isnan(answers[name][INVALID_FACES]).all()
+    assert not answers["MASK"][INVALID_FACES].any()
+    assert (answers["ALIGNED_LANDMARKS"][INVALID_FACES] == np.iinfo(np.int64).min).all()
+    expected_reason = {
+        "pixels": "non-finite pixel",
+        "landmarks": "non-finite landmark",
+        "no hull": "all landmarks are equal",
+    }[defect]
+    assert all(expected_reason in reason for reason in answers.refused.values())
 
 
 def test_error_has_the_index_of_the_face_in_the_call(client: FaceFeatureClient):
@@ -257,7 +259,7 @@ def test_error_has_the_index_of_the_face_in_the_call(client: FaceFeatureClient):
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_more_invalid_faces_than_a_message_names(client: FaceFeatureClient):
+def test_reports_more_invalid_faces_than_a_message_names(client: FaceFeatureClient):
     frames, landmarks = photo_faces(60, 321)
     landmarks[1::2] = np.nan
     answers = client.features(frames, landmarks, on_invalid="nan")
@@ -267,14 +269,14 @@ def test_more_invalid_faces_than_a_message_names(client: FaceFeatureClient):
         client.features(frames, landmarks)
 
 
-def test_all_faces_invalid(client: FaceFeatureClient):
+def test_call_with_only_invalid_faces_returns_nan(client: FaceFeatureClient):
     frames, landmarks = photo_faces(40, 322)
     answers = client.features(frames, np.full_like(landmarks, np.nan), on_invalid="nan")
     assert len(answers.refused) == 40
     assert np.isnan(answers["HOG"]).all()
 
 
-def test_pose_of_invalid_faces(client: FaceFeatureClient):
+def test_pose_of_invalid_faces_is_nan_or_an_error(client: FaceFeatureClient):
     frames, landmarks = photo_faces(6, 323)
     expected = client.pose(landmarks)
     landmarks = landmarks.astype(np.float64)
@@ -290,10 +292,6 @@ def test_pose_of_invalid_faces(client: FaceFeatureClient):
     ):
         assert np.isnan(pose[[1, 2, 4]]).all()
         np.testing.assert_array_equal(pose[[0, 3, 5]], expected[[0, 3, 5]])
-
-
-FRAMES = np.zeros((2, 3, 20, 20), dtype=np.float32)
-LANDMARKS = np.zeros((2, 68, 2), dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -340,21 +338,21 @@ def test_rejects_invalid_settings():
 
 
 def nose_direction(pitch: float, roll: float, yaw: float) -> np.ndarray:
-    """Return the direction of the nose in camera axes (x right, y down, z away), from raw angles."""
+    """Return the direction of the nose in camera axes (x right, y down, z away) for raw angles in radians."""
     return Rotation.from_euler("xyz", [pitch, roll, yaw]).apply([0, 0, -1])
 
 
 def test_subject_pose_has_the_documented_signs():
     pitch_up, roll_right, yaw_right = 0.3, 0.2, 0.25
     raw_up = np.array([[-pitch_up, 0, 0, 1, 2, 3]])
-    assert nose_direction(*raw_up[0, :3])[1] < 0  # up in the image
+    assert nose_direction(*raw_up[0, :3])[1] < 0, "the nose points up in the image"
     np.testing.assert_allclose(subject_pose(raw_up), [[pitch_up, 0, 0, 1, 2, 3]])
 
     raw_turned = np.array([[0, yaw_right, 0, 1, 2, 3]])
-    assert nose_direction(*raw_turned[0, :3])[0] < 0  # the subject's right is the image's left
+    assert nose_direction(*raw_turned[0, :3])[0] < 0, "the subject's right is the image's left"
     np.testing.assert_allclose(subject_pose(raw_turned), [[0, 0, yaw_right, 1, 2, 3]])
 
     raw_tilted = np.array([[0, 0, -roll_right, 1, 2, 3]])
-    crown = Rotation.from_euler("xyz", raw_tilted[0, :3]).apply([0, -1, 0])
-    assert crown[0] < 0  # the top of the head is on the image's left
+    head_top = Rotation.from_euler("xyz", raw_tilted[0, :3]).apply([0, -1, 0])
+    assert head_top[0] < 0, "the top of the head is on the image's left"
     np.testing.assert_allclose(subject_pose(raw_tilted), [[0, roll_right, 0, 1, 2, 3]])

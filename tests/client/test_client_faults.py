@@ -35,12 +35,12 @@ from triton_face_client import (
 )
 from triton_face_client.requests.retry import is_retryable
 
-FACES = 3000
+FACE_COUNT = 3000
 
 
 @pytest.fixture(scope="module")
 def pose_server(repository: Path) -> Iterator[LocalServer]:
-    """Give a server of `pose_mlp` alone, which a test may suspend."""
+    """Yield a server of `pose_mlp` alone. A test may suspend it."""
     with LocalServer(repository, models=("pose_mlp",)) as running:
         yield running
 
@@ -56,58 +56,60 @@ def suspended(server: LocalServer) -> Iterator[None]:
 
 
 def many_faces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return crops and landmarks drawn from 40 different faces, and the index of each among the 40."""
+    """Return crops and landmarks of `FACE_COUNT` rows that repeat 40 faces, and the face of each row."""
     frames, landmarks = photo_faces(40, 330)
-    which = np.random.default_rng(0).integers(0, 40, FACES)
-    return (255 * frames).astype(np.uint8)[which], landmarks[which], which
+    face_of_row = np.random.default_rng(0).integers(0, 40, FACE_COUNT)
+    return (255 * frames).astype(np.uint8)[face_of_row], landmarks[face_of_row], face_of_row
 
 
 def stop(server: LocalServer) -> None:
+    """Let a server complete its requests and end."""
     server.stop()
 
 
 def kill(server: LocalServer) -> None:
+    """End a server at once, and clean up after it."""
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
     server.stop()
 
 
-@pytest.mark.parametrize("end", [stop, kill])
+@pytest.mark.parametrize("end_server", [stop, kill])
 def test_calls_survive_a_restart_of_the_server(
-    own_server: LocalServer, repository: Path, end: Callable[[LocalServer], None]
+    own_server: LocalServer, repository: Path, end_server: Callable[[LocalServer], None]
 ):
-    """One client sends messages, another one uses shared memory; each row must be that of its face."""
-    frames, landmarks, which = many_faces()
-    one_of_each = [int(np.argmax(which == face)) for face in range(40)]
+    """A client that sends messages and a client with shared memory must return the row of each face."""
+    frames, landmarks, face_of_row = many_faces()
+    one_of_each = [int(np.argmax(face_of_row == face)) for face in range(40)]
     address, headers = own_server.grpc_url, own_server.admin_headers
     with (
-        FaceFeatureClient(address) as messages,
-        FaceFeatureClient(address, headers=headers, shm=True) as shared,
+        FaceFeatureClient(address) as message_client,
+        FaceFeatureClient(address, headers=headers, shm=True) as shm_client,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
-        expected = messages.features(frames[one_of_each], landmarks[one_of_each])
-        shared.features(frames[one_of_each], landmarks[one_of_each])
-        calls = [pool.submit(client.features, frames, landmarks) for client in (messages, shared)]
+        expected = message_client.features(frames[one_of_each], landmarks[one_of_each])
+        shm_client.features(frames[one_of_each], landmarks[one_of_each])
+        calls = [pool.submit(client.features, frames, landmarks) for client in (message_client, shm_client)]
         time.sleep(0.5)
-        end(own_server)
-        assert not any(call.done() for call in calls), "a call ended before the server was stopped"
+        end_server(own_server)
+        assert not any(call.done() for call in calls), "a call ended before the server did"
         with LocalServer(repository, own_server.ports, admin_key=own_server.admin_key):
             for call in calls:
                 for name, rows in call.result().items():
-                    np.testing.assert_array_equal(rows, expected[name][which])
+                    np.testing.assert_array_equal(rows, expected[name][face_of_row])
 
 
 def test_round_robin_over_two_servers_survives_the_loss_of_one(server: LocalServer, own_server: LocalServer):
-    frames, landmarks, which = many_faces()
+    frames, landmarks, face_of_row = many_faces()
     with FaceFeatureClient([server.grpc_url, own_server.grpc_url]) as client:
         expected = client.features(frames[:40], landmarks[:40])
         for url in (server.grpc_url, own_server.grpc_url):
-            with InferenceServerClient(url) as one:
-                before = one.get_inference_statistics("ensemble").model_stats[0].inference_count
+            with InferenceServerClient(url) as connection:
+                before = connection.get_inference_statistics("ensemble").model_stats[0].inference_count
             client.features(frames[:400], landmarks[:400])
-            with InferenceServerClient(url) as one:
-                after = one.get_inference_statistics("ensemble").model_stats[0].inference_count
-            assert 100 < after - before < 300
+            with InferenceServerClient(url) as connection:
+                after = connection.get_inference_statistics("ensemble").model_stats[0].inference_count
+            assert 100 < after - before < 300, "each server computes about half of the faces"
         answers = {}
         call = threading.Thread(target=lambda: answers.update(client.features(frames, landmarks)))
         call.start()
@@ -115,19 +117,21 @@ def test_round_robin_over_two_servers_survives_the_loss_of_one(server: LocalServ
         kill(own_server)
         call.join()
     for face in range(40):
-        np.testing.assert_array_equal(answers["HOG"][which == which[face]][0], expected["HOG"][face])
+        np.testing.assert_array_equal(
+            answers["HOG"][face_of_row == face_of_row[face]][0], expected["HOG"][face]
+        )
     assert np.isfinite(answers["HOG"]).all()
 
 
 def test_retries_while_the_queue_is_full(repository: Path, tmp_path: Path):
-    """The queue holds one request, and the client sends twelve concurrently."""
-    small_queue = shutil.copytree(repository, tmp_path / "models")
-    path = small_queue / "align_mask" / "config.pbtxt"
+    """The queue holds one request, and the client sends twelve requests concurrently."""
+    models = shutil.copytree(repository, tmp_path / "models")
+    path = models / "align_mask" / "config.pbtxt"
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     config.dynamic_batching.default_queue_policy.max_queue_size = 1
     path.write_text(text_format.MessageToString(config))
     frames, landmarks = photo_faces(40, 343)
-    with LocalServer(small_queue, models=("align_mask",)) as server:
+    with LocalServer(models, models=("align_mask",)) as server:
         with FaceFeatureClient(server.grpc_url) as client:
             expected = client.align(frames, landmarks)["MASKED_FACES"]
         with FaceFeatureClient(server.grpc_url, batch_size=1, in_flight=12) as client:
@@ -160,7 +164,7 @@ def test_http_port_gives_an_error_that_names_the_grpc_port(server: LocalServer):
         client.pose(photo_faces(1, 331)[1])
 
 
-def test_wait_until_ready(server: LocalServer, unused_address: str):
+def test_wait_until_ready_returns_or_gives_an_error(server: LocalServer, unused_address: str):
     with FaceFeatureClient(server.grpc_url) as client:
         client.wait_until_ready(1)
     with (
@@ -182,19 +186,19 @@ def test_retries_end_after_their_time_or_at_the_deadline(repository: Path):
     _, landmarks = photo_faces(1, 333)
     with (
         LocalServer(repository, models=("pose_mlp",)) as server,
-        FaceFeatureClient(server.grpc_url, retry=Retry(seconds=1.0)) as impatient,
-        FaceFeatureClient(server.grpc_url) as patient,
+        FaceFeatureClient(server.grpc_url, retry=Retry(seconds=1.0)) as short_retry,
+        FaceFeatureClient(server.grpc_url) as long_retry,
     ):
-        impatient.pose(landmarks)
-        patient.pose(landmarks)
+        short_retry.pose(landmarks)
+        long_retry.pose(landmarks)
         server.stop()
         start = time.monotonic()
         with pytest.raises(ServiceUnavailableError):
-            impatient.pose(landmarks)
+            short_retry.pose(landmarks)
         assert 0.5 < time.monotonic() - start < 5
         start = time.monotonic()
         with pytest.raises(DeadlineError, match="deadline has passed"):
-            patient.pose(landmarks, deadline=1.0)
+            long_retry.pose(landmarks, deadline=1.0)
         assert time.monotonic() - start < 5
 
 
@@ -220,15 +224,20 @@ def test_deadline_includes_the_first_connection(pose_server: LocalServer):
 
 
 def test_client_is_usable_after_an_interrupt(server: LocalServer):
-    """Ctrl-C or a notebook's stop button at any moment of a call must not leave a lock of gRPC acquired."""
+    """Ctrl-C or a notebook's stop button at any moment of a call must not leave a lock of gRPC acquired.
+
+    A timer interrupts calls after 3, 6, ... 90 ms.
+    """
     script = textwrap.dedent(
         """
-        import os, signal, sys, threading
+        import signal, sys
         import numpy as np
         from triton_face_client import FaceFeatureClient
         from triton_face_client.sample_faces import sample_faces
 
         frames, landmarks = sample_faces(256)
+        # The timer's signal raises KeyboardInterrupt, like Ctrl-C.
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
         headers = {"triton-grpc-protocol-admin-key": sys.argv[3]}
         shm = sys.argv[2] == "shm"
         with FaceFeatureClient(sys.argv[1], headers=headers, batch_size=4, shm=shm) as client:
@@ -244,22 +253,21 @@ def test_client_is_usable_after_an_interrupt(server: LocalServer):
         print("usable")
         """
     )
-    interrupt = "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
     for transport in ("messages", "shm"):
-        done = subprocess.run(
-            [sys.executable, "-c", interrupt + script, server.grpc_url, transport, server.admin_key],
+        completed = subprocess.run(
+            [sys.executable, "-c", script, server.grpc_url, transport, server.admin_key],
             cwd=PROJECT,
             capture_output=True,
             text=True,
             timeout=120,
         )
-        assert done.stdout == "usable\n", done.stderr
+        assert completed.stdout == "usable\n", completed.stderr
 
 
-def test_rejects_invalid_times():
-    for times in ({"seconds": -1}, {"first": 0}, {"first": 3, "longest": 1}):
+def test_rejects_invalid_retries_timeouts_and_deadlines():
+    for settings in ({"seconds": -1}, {"first": 0}, {"first": 3, "longest": 1}):
         with pytest.raises(ValueError, match="longest at least first"):
-            Retry(**times)
+            Retry(**settings)
     for retry in (False, 0, 5):
         with pytest.raises(TypeError, match=r"Retry\(seconds=0\) sends every request once"):
             FaceFeatureClient(retry=retry)
@@ -273,11 +281,16 @@ def test_rejects_invalid_times():
 def test_rejected_request_is_not_retried(client: FaceFeatureClient, monkeypatch: pytest.MonkeyPatch):
     frames, landmarks = photo_faces(4, 336)
     landmarks[2] = np.nan
-    async_infer, sent = client.connection.async_infer, []
-    monkeypatch.setattr(client.connection, "async_infer", lambda **k: sent.append(k) or async_infer(**k))
+    sent_requests, async_infer = [], client.connection.async_infer
+
+    def record(**arguments: object) -> object:
+        sent_requests.append(arguments)
+        return async_infer(**arguments)
+
+    monkeypatch.setattr(client.connection, "async_infer", record)
     with pytest.raises(InvalidFacesError):
         client.align(frames, landmarks)
-    assert len(sent) == 1
+    assert len(sent_requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -295,32 +308,31 @@ def test_rejected_request_is_not_retried(client: FaceFeatureClient, monkeypatch:
         ("RESOURCE_EXHAUSTED", "Received message larger than max", False),
     ],
 )
-def test_retryable_errors(status: str, message: str, retryable: bool):
+def test_retryable_errors_by_status_and_message(status: str, message: str, retryable: bool):
     assert is_retryable(InferenceServerException(message, f"StatusCode.{status}")) is retryable
 
 
-def test_waits_grow_and_are_limited():
+def test_bounds_of_waits_double_up_to_a_limit():
     waits = list(Retry(seconds=30, first=0.1, longest=2.0).waits())
     assert sum(waits) <= 30
     assert len(waits) < 200
-    assert all(
-        wait <= bound for wait, bound in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.6] + [2.0] * 200, strict=False)
-    )
+    bounds = [0.1, 0.2, 0.4, 0.8, 1.6] + [2.0] * 200
+    assert all(wait <= bound for wait, bound in zip(waits, bounds, strict=False))
     assert list(Retry(seconds=0).waits()) == []
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Give the certificate authority of server and client."""
+    """Return the certificate authority of server and client."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def pem(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with certificates of a server, of a client, and of a client of another authority."""
+    """Return a folder with certificates of a server, of a client, and of a client of another authority."""
     folder = tmp_path_factory.mktemp("pem")
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    for name, issuer in (("server", authority), ("client", authority), ("stranger", trustme.CA())):
+    for name, issuer in (("server", authority), ("client", authority), ("foreign", trustme.CA())):
         certificate = issuer.issue_cert("faces.test" if name == "server" else f"{name}.test")
         certificate.private_key_pem.write_to_path(folder / f"{name}.key")
         certificate.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
@@ -329,7 +341,7 @@ def pem(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def tls_server(repository: Path, pem: Path) -> Iterator[LocalServer]:
-    """Give a server that requires client certificates."""
+    """Yield a server that requires client certificates."""
     options = (
         "--grpc-use-ssl=1",
         "--grpc-use-ssl-mutual=1",
@@ -341,7 +353,7 @@ def tls_server(repository: Path, pem: Path) -> Iterator[LocalServer]:
         yield running
 
 
-def test_mutual_tls(tls_server: LocalServer, pem: Path):
+def test_mutual_tls_accepts_a_client_certificate(tls_server: LocalServer, pem: Path):
     _, landmarks = photo_faces(3, 337)
     tls = Tls(pem / "ca.pem", pem / "client.pem", pem / "client.key", server_name="faces.test")
     for url in (tls_server.grpc_url, [tls_server.grpc_url, tls_server.grpc_url]):
@@ -359,16 +371,16 @@ def test_mutual_tls(tls_server: LocalServer, pem: Path):
         "wrong authority",
     ],
 )
-def test_tls_connection_is_rejected(tls_server: LocalServer, pem: Path, defect: str):
+def test_rejects_tls_connection_with_a_defect(tls_server: LocalServer, pem: Path, defect: str):
     certificate = {"certificate_chain": pem / "client.pem", "private_key": pem / "client.key"}
     tls = {
         "client certificate of another authority": Tls(
-            pem / "ca.pem", pem / "stranger.pem", pem / "stranger.key", server_name="faces.test"
+            pem / "ca.pem", pem / "foreign.pem", pem / "foreign.key", server_name="faces.test"
         ),
         "no client certificate": Tls(pem / "ca.pem", server_name="faces.test"),
         "no TLS": None,
         "wrong server name": Tls(pem / "ca.pem", **certificate, server_name="other.test"),
-        "wrong authority": Tls(pem / "stranger.pem", **certificate, server_name="faces.test"),
+        "wrong authority": Tls(pem / "foreign.pem", **certificate, server_name="faces.test"),
     }[defect]
     with (
         FaceFeatureClient(tls_server.grpc_url, tls=tls, timeout=5) as client,
@@ -385,7 +397,7 @@ def test_rejects_unreadable_tls_files(pem: Path, tmp_path: Path):
 
 
 def test_headers_give_access_to_restricted_endpoints(server: LocalServer):
-    """Shared memory is restricted. gRPC accepts header names in lower case only; the client converts them."""
+    """Shared memory is restricted. gRPC needs header names in lower case, so the client converts them."""
     _, landmarks = photo_faces(1, 339)
     headers = {"Triton-Grpc-Protocol-Admin-Key": server.admin_key}
     with FaceFeatureClient(server.grpc_url, headers=headers, shm=True) as client:
@@ -394,11 +406,11 @@ def test_headers_give_access_to_restricted_endpoints(server: LocalServer):
         client.pose(landmarks)
 
 
-def test_keepalive_options(server: LocalServer):
+def test_keepalive_pings_keep_the_connection_usable(server: LocalServer):
     options = KeepAliveOptions(keepalive_time_ms=1000, keepalive_timeout_ms=500)
     with FaceFeatureClient(server.grpc_url, keepalive=options) as client:
         assert infer(client, "pose_mlp", {"LANDMARKS": photo_faces(1, 340)[1]}, ["POSE"])["POSE"].size == 6
-        time.sleep(2.5)
+        time.sleep(2.5)  # at least two pings
         assert client.pose(photo_faces(1, 340)[1]).shape == (1, 6)
 
 

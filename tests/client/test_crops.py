@@ -1,4 +1,4 @@
-"""Face crops, compared with an independent torch version of py-feat's recipe and with manual calculations."""
+"""Face crops, compared with py-feat's algorithm in torch and with values calculated by hand."""
 
 import warnings
 
@@ -11,18 +11,20 @@ from skimage.data import astronaut
 from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_boxes
 
 
-def enlarged(boxes: torch.Tensor, enlarge: float) -> torch.Tensor:
+def enlarged_boxes(boxes: torch.Tensor, enlarge: float) -> torch.Tensor:
     """Enlarge boxes x1, y1, x2, y2 about their centres."""
     centre = torch.stack([boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]], dim=1) / 2
     sides = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], dim=1) * enlarge
     return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
 
 
-def sampled(image: np.ndarray, boxes: np.ndarray, size: int = 112, enlarge: float = 1.2) -> np.ndarray:
-    """Cut faces with `grid_sample`, positions normalized with W - 1 and H - 1."""
+def grid_sample_crops(
+    image: np.ndarray, boxes: np.ndarray, size: int = 112, enlarge: float = 1.2
+) -> np.ndarray:
+    """Cut faces as py-feat does: `grid_sample` with positions normalized by W - 1 and H - 1."""
     height, width = image.shape[:2]
     frame = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    corners = enlarged(torch.from_numpy(np.float32(boxes)), enlarge)
+    corners = enlarged_boxes(torch.from_numpy(np.float32(boxes)), enlarge)
     steps = (torch.arange(size).float() + 0.5) / size
     faces = []
     for x1, y1, x2, y2 in corners:
@@ -33,12 +35,12 @@ def sampled(image: np.ndarray, boxes: np.ndarray, size: int = 112, enlarge: floa
     return torch.stack(faces).numpy()
 
 
-def noise(height: int, width: int) -> np.ndarray:
+def noise_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def scattered_boxes(image: np.ndarray, count: int) -> np.ndarray:
-    """Return boxes of all sizes, from less than a pixel, inside, across and outside the image."""
+    """Return boxes x1, y1, x2, y2 of 0.007 to 2800 pixels, inside, across and outside the image."""
     generator = np.random.default_rng(6)
     centre = generator.uniform(-0.3, 1.3, (count, 2)) * [image.shape[1], image.shape[0]]
     sides = generator.choice([0.01, 1, 8, 60, 300, 2000], (count, 2)) * generator.uniform(
@@ -49,21 +51,25 @@ def scattered_boxes(image: np.ndarray, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "image",
-    [astronaut(), noise(270, 481), noise(41, 97), noise(3, 2), noise(1080, 1920)],
+    [astronaut(), noise_image(270, 481), noise_image(41, 97), noise_image(3, 2), noise_image(1080, 1920)],
     ids=["photograph", "noise", "small", "tiny", "1080p"],
 )
 @pytest.mark.parametrize(("size", "enlarge"), [(112, 1.2), (224, 1.1), (9, 1.0)])
 def test_crops_equal_grid_sample(image: np.ndarray, size: int, enlarge: float):
     boxes = scattered_boxes(image, 30)
     faces = cut_faces(image, boxes, size, enlarge)
-    expected = sampled(image, boxes, size, enlarge)
+    expected = grid_sample_crops(image, boxes, size, enlarge)
     assert faces.dtype == np.float32
     assert expected.any(axis=(1, 2, 3)).sum() >= 5
     np.testing.assert_allclose(faces, expected, rtol=0, atol=1e-6)
 
 
-def test_pixel_positions_of_a_ramp():
-    """Brightness is x. Pixel i of a box from 20 to 76 lies at 20 + (i + 0.5) / 2, plus the drift."""
+def test_pixels_have_the_positions_of_grid_sample():
+    """In an image whose brightness is x, crop pixels have the brightness of their position.
+
+    Pixel i of a box from 20 to 76 lies at 20 + (i + 0.5) / 2. `grid_sample` scales this by W / (W - 1),
+    because py-feat normalizes by W - 1, and subtracts half a pixel.
+    """
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (120, 200, 3))
     (face,) = cut_faces(ramp, np.array([[20, 30, 76, 70]]), enlarge=1.0)
     positions = 20 + (np.arange(112) + 0.5) / 2
@@ -71,7 +77,7 @@ def test_pixel_positions_of_a_ramp():
     np.testing.assert_allclose(face * 255, expected, atol=1e-3)
 
 
-def test_rows_are_y_and_channels_keep_their_order():
+def test_crops_keep_axes_and_channels():
     image = np.zeros((100, 100, 3), dtype=np.uint8)
     image[:50, :, 0] = 255
     image[:, 50:, 2] = 255
@@ -85,24 +91,23 @@ def test_rows_are_y_and_channels_keep_their_order():
 
 
 def test_boxes_are_enlarged_about_their_centre():
-    image = noise(100, 100)
+    image = noise_image(100, 100)
     expected = cut_faces(image, np.array([[28, 38, 76, 74]]), enlarge=1.0)
     np.testing.assert_allclose(cut_faces(image, np.array([[32, 41, 72, 71]])), expected, atol=1e-4)
 
 
 def test_pixels_outside_the_image_are_black():
     white = np.full((60, 80, 3), 255, dtype=np.uint8)
-    across, beside, under = cut_faces(
-        white, np.array([[-40, 10, 40, 50], [90, 0, 150, 60], [0, 61.5, 80, 200]]), enlarge=1.0
-    )
+    boxes = np.array([[-40, 10, 40, 50], [90, 0, 150, 60], [0, 61.5, 80, 200]])
+    across, beside, below = cut_faces(white, boxes, enlarge=1.0)
     assert (across[:, :, :55] == 0).all()
     np.testing.assert_allclose(across[:, :, 58:], 1, atol=1e-6)
     assert (beside == 0).all()
-    assert (under == 0).all()
+    assert (below == 0).all()
 
 
 def test_edge_fades_over_one_pixel():
-    """Bilinear weights fall from 1 to 0 over the pixel before the first one."""
+    """Left of the image's first pixel, its bilinear weight falls from 1 to 0 within one pixel."""
     white = np.full((11, 11, 3), 255, dtype=np.uint8)
     (face,) = cut_faces(white, np.array([[-0.5, 2, 1.5, 8]]), size=4, enlarge=1.0)
     positions = (-0.5 + (np.arange(4) + 0.5) / 2) * 11 / 10 - 0.5
@@ -120,32 +125,34 @@ def test_edge_fades_over_one_pixel():
 def test_invalid_boxes_give_black_without_warnings(box: list[float], shape: tuple[int, int]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        faces = cut_faces(noise(*shape), np.array([box]))
+        faces = cut_faces(noise_image(*shape), np.array([box]))
         crop_landmarks(np.zeros((1, 68, 2)), np.array([box]))
     assert (faces == 0).all()
 
 
 @pytest.mark.parametrize("box", [[30, 20, 30, 40], [30, 20, 50, 20], [30, 20, 30, 20], [50, 40, 30, 20]])
 def test_boxes_without_extent_equal_grid_sample(box: list[float]):
-    image = noise(60, 90)
-    np.testing.assert_allclose(cut_faces(image, np.array([box])), sampled(image, np.array([box])), atol=1e-6)
+    image = noise_image(60, 90)
+    np.testing.assert_allclose(
+        cut_faces(image, np.array([box])), grid_sample_crops(image, np.array([box])), atol=1e-6
+    )
 
 
 def test_image_views_give_the_same_crops_as_copies():
-    """Rows of a view may have gaps, and a BGR view as RGB has a negative stride."""
-    view = noise(100, 160)[10:70, 20:140, ::-1]
+    """The view has gaps between its rows, and a negative stride from BGR to RGB."""
+    view = noise_image(100, 160)[10:70, 20:140, ::-1]
     boxes = scattered_boxes(view, 8)
     np.testing.assert_array_equal(cut_faces(view, boxes), cut_faces(view.copy(), boxes))
 
 
 def test_no_boxes_give_no_crops():
-    assert cut_faces(noise(20, 20), np.zeros((0, 4))).shape == (0, 3, 112, 112)
+    assert cut_faces(noise_image(20, 20), np.zeros((0, 4))).shape == (0, 3, 112, 112)
     assert crop_landmarks(np.zeros((0, 68, 2)), np.zeros((0, 4))).shape == (0, 68, 2)
     assert landmark_boxes(np.zeros((0, 68, 2))).shape == (0, 4)
 
 
 def test_landmarks_refer_to_the_rounded_box():
-    """Enlarged, 10.4 to 60.4 becomes 5.4 to 65.4, rounded 5 to 65; 21 to 61 becomes 17 to 65."""
+    """Width 10.4 to 60.4 is enlarged to 5.4 to 65.4 and rounded to 5 to 65; height 21 to 61 to 17 to 65."""
     landmarks = np.full((1, 68, 2), (35.0, 41.0))
     landmarks[0, 3] = 5, 17
     landmarks[0, 4] = 65, 65
@@ -156,7 +163,7 @@ def test_landmarks_refer_to_the_rounded_box():
     np.testing.assert_allclose(crop_landmarks(landmarks, np.array([[10.4, 21, 60.4, 61]]), 224), 2 * points)
 
 
-def test_halves_round_to_the_even_pixel():
+def test_halves_are_rounded_to_even():
     landmarks = np.full((1, 68, 2), (12.0, 13.0))
     points = crop_landmarks(landmarks, np.array([[2.5, 3.5, 12.5, 13.5]]), 10, enlarge=1.0)
     np.testing.assert_allclose(points[0, 0], [10, 9])
@@ -168,9 +175,9 @@ def test_crop_landmarks_inverts_pyfeat_mapping():
     boxes[:, 2:] = boxes[:, :2] + np.random.default_rng(8).uniform(20, 400, (20, 2))
     landmarks = np.random.default_rng(9).uniform(-50, 700, (20, 68, 2))
     fractions = torch.from_numpy(crop_landmarks(landmarks, boxes)).double() / 112
-    corners = enlarged(torch.from_numpy(np.float32(boxes)), 1.2).round().double()
-    back = corners[:, None, :2] + fractions * (corners[:, None, 2:] - corners[:, None, :2])
-    np.testing.assert_allclose(back.numpy(), landmarks, atol=2e-3)
+    corners = enlarged_boxes(torch.from_numpy(np.float32(boxes)), 1.2).round().double()
+    restored = corners[:, None, :2] + fractions * (corners[:, None, 2:] - corners[:, None, :2])
+    np.testing.assert_allclose(restored.numpy(), landmarks, atol=2e-3)
 
 
 def test_box_without_extent_counts_as_one_pixel():

@@ -33,31 +33,34 @@ INSTALLED_CLIENT = Path(__file__).with_name("installed_client.py")
 pytestmark = pytest.mark.slow
 
 
-def command(*words: object, folder: Path | None = None) -> str:
+def run_command(*words: object, folder: Path | None = None) -> str:
     """Run a command without this repository on its import path; return its standard output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    completed = subprocess.run(
+        list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the sdist, and the wheel from it, of a copy: a build writes into its source folder."""
+    """Build the sdist, and the wheel from it. Build a copy, because a build writes into its source folder."""
     folder = tmp_path_factory.mktemp("distributions")
     generated = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     source = shutil.copytree(CLIENT, folder / "client", ignore=generated)
-    command(sys.executable, "-m", "build", "--outdir", folder / "dist", source)
+    run_command(sys.executable, "-m", "build", "--outdir", folder / "dist", source)
     return folder / "dist"
 
 
 @pytest.fixture(scope="module")
 def wheel(distributions: Path) -> Path:
+    """Return the path of the wheel."""
     return next(distributions.glob("*.whl"))
 
 
-def lower_bounds() -> list[str]:
-    """Pin each dependency of the client to the series of its lower bound, as pip's constraints."""
+def oldest_versions() -> list[str]:
+    """Return constraints for pip that pin each dependency to the release series of its lower bound."""
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     pins = []
@@ -70,7 +73,7 @@ def lower_bounds() -> list[str]:
 
 
 def test_package_index_accepts_wheel_and_sdist(distributions: Path):
-    command(sys.executable, "-m", "twine", "check", "--strict", *distributions.iterdir())
+    run_command(sys.executable, "-m", "twine", "check", "--strict", *distributions.iterdir())
     assert len(list(distributions.iterdir())) == 2
 
 
@@ -88,15 +91,15 @@ def test_wheel_has_license_types_and_no_relative_links(wheel: Path):
 @pytest.mark.parametrize("dependencies", ["oldest", "newest"])
 def test_installed_client_works(wheel: Path, server: LocalServer, tmp_path: Path, dependencies: str):
     python = tmp_path / "venv/bin/python"
-    command(os.environ.get("PYTHON_UNDER_TEST", sys.executable), "-m", "venv", tmp_path / "venv")
+    run_command(os.environ.get("PYTHON_UNDER_TEST", sys.executable), "-m", "venv", tmp_path / "venv")
     constraints = tmp_path / "constraints.txt"
-    constraints.write_text("\n".join(lower_bounds() if dependencies == "oldest" else []))
+    constraints.write_text("\n".join(oldest_versions() if dependencies == "oldest" else []))
     pip_install = [python, "-m", "pip", "install", "--only-binary", ":all:", "--constraint", constraints]
-    command(*pip_install, f"{wheel}[all]")
-    print(command(python, "-m", "pip", "list"))
+    run_command(*pip_install, f"{wheel}[all]")
+    print(run_command(python, "-m", "pip", "list"))
 
     admin = json.dumps(server.admin_headers)
-    command(python, INSTALLED_CLIENT, server.grpc_url, admin, "crops.npy", folder=tmp_path)
+    run_command(python, INSTALLED_CLIENT, server.grpc_url, admin, "crops.npy", folder=tmp_path)
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (240, 320, 3), dtype=np.uint8)
     expected = cut_faces(image, generator.uniform(-20, 300, (16, 4)))
@@ -105,11 +108,11 @@ def test_installed_client_works(wheel: Path, server: LocalServer, tmp_path: Path
     write_table(tmp_path / "film.csv", write_film(tmp_path))
     inputs = ["film.avi", "--landmarks", "film.csv", "--url", server.grpc_url]
     triton_face = python.with_name("triton-face")
-    assert command(triton_face, "--version").startswith("triton-face ")
-    assert "ready" in command(triton_face, "info", "--url", server.grpc_url)
+    assert run_command(triton_face, "--version").startswith("triton-face ")
+    assert "ready" in run_command(triton_face, "info", "--url", server.grpc_url)
     report = json.loads(
-        command(triton_face, "run", *inputs, "--out", "out.parquet", "--json", folder=tmp_path)
+        run_command(triton_face, "run", *inputs, "--out", "out.parquet", "--json", folder=tmp_path)
     )
     assert (report["rows"], report["faces"]) == (FRAMES, FRAMES - 3)
-    command(triton_face, "plot", *inputs, "--out", "sheet.png", folder=tmp_path)
+    run_command(triton_face, "plot", *inputs, "--out", "sheet.png", folder=tmp_path)
     assert matplotlib.image.imread(tmp_path / "sheet.png").std() > 0.05

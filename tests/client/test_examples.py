@@ -14,31 +14,32 @@ from deploy.local.server import PROJECT
 
 
 def run_example(name: str, *arguments: object, server: LocalServer) -> str:
-    done = subprocess.run(
+    """Run a script of examples/ with arguments; return its standard output."""
+    completed = subprocess.run(
         [sys.executable, "-m", f"examples.{name}", *map(str, arguments)],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},
         cwd=PROJECT,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
-def test_change_one_import(server: LocalServer):
+def test_example_change_one_import_prints_hog_features(server: LocalServer):
     output = run_example("change_one_import", server=server)
     assert "HOG features (1, 5408) float32" in output
 
 
-def test_many_callers(server: LocalServer):
+def test_example_many_callers_prints_outcomes(server: LocalServer):
     output = run_example("many_callers", server=server)
     assert "1 callers: cancelled" in output
-    assert "face 1" not in output
+    assert "face 1" not in output, "a reason repeats the index of its face"
     assert "5 callers: non-finite landmark" in output
     assert "44 callers: answered" in output
 
 
-def test_pose_over_time_of_the_film(server: LocalServer, tmp_path: Path):
+def test_example_pose_over_time_plots_the_film(server: LocalServer, tmp_path: Path):
     run_example("make_film", tmp_path, server=server)
     output = run_example(
         "pose_over_time", tmp_path / "film.avi", tmp_path / "film.csv", tmp_path / "pose.png", server=server

@@ -1,4 +1,4 @@
-"""Conversion of MediaPipe face meshes: layouts, units, errors, and the anatomy of the 68 points."""
+"""Conversion of MediaPipe face meshes: layouts, units, errors, and the anatomy of the 68 landmarks."""
 
 import json
 import subprocess
@@ -16,32 +16,33 @@ from triton_face_client.landmarks import MEDIAPIPE_TO_68, from_mediapipe
 
 ROOT = Path(__file__).parents[2]
 VERTICES = list(MEDIAPIPE_TO_68)
+# Left and right in the image.
 LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)
 
 
 def each_mesh_size(test: Callable) -> Callable:
-    """Run a test with 478 and 468 vertices, with (x, y) and (x, y, z)."""
+    """Parametrize a test with 478 and 468 vertices, with (x, y) and (x, y, z)."""
     return pytest.mark.parametrize("vertices", [478, 468])(pytest.mark.parametrize("axes", [2, 3])(test))
 
 
 def random_meshes(count: int, vertices: int = 478, axes: int = 3) -> np.ndarray:
-    """Return random meshes, float64 ``[count, vertices, axes]``."""
+    """Return random meshes, float64 ``[count, vertices, axes]``, from 0 to 1."""
     return np.random.default_rng(5).uniform(0, 1, (count, vertices, axes))
 
 
 @pytest.fixture(scope="module")
 def canonical() -> np.ndarray:
-    """Return the canonical face's 68 points, float64 ``[68, 2]``."""
+    """Return the 68 points of MediaPipe's canonical face, float64 ``[68, 2]``, (x, y), y down."""
     return from_mediapipe(head.mean_mesh())
 
 
 @each_mesh_size
 def test_selects_the_vertices_of_several_faces(vertices: int, axes: int) -> None:
     points = random_meshes(4, vertices, axes)
-    found = from_mediapipe(points)
-    assert found.shape == (4, 68, 2)
+    converted = from_mediapipe(points)
+    assert converted.shape == (4, 68, 2)
     for point, vertex in enumerate(MEDIAPIPE_TO_68):
-        np.testing.assert_array_equal(found[:, point], points[:, vertex, :2])
+        np.testing.assert_array_equal(converted[:, point], points[:, vertex, :2])
 
 
 @each_mesh_size
@@ -66,25 +67,25 @@ def test_accepts_no_faces(vertices: int, axes: int) -> None:
 
 
 def test_accepts_rows_by_axis_after_the_documented_reshape() -> None:
-    """For tables with all x, then all y, then all z."""
+    """Each row has all x, then all y, then all z."""
     points = random_meshes(2)
     rows = np.concatenate([points[..., axis] for axis in range(3)], axis=1)
-    found = from_mediapipe(rows.reshape(-1, 3, 478).swapaxes(1, 2))
-    np.testing.assert_array_equal(found, from_mediapipe(points))
+    converted = from_mediapipe(rows.reshape(-1, 3, 478).swapaxes(1, 2))
+    np.testing.assert_array_equal(converted, from_mediapipe(points))
 
 
 def test_scales_normalized_coordinates() -> None:
     points = random_meshes(2)
-    found = from_mediapipe(points, image_size=(640, 360))
-    np.testing.assert_allclose(found, points[:, VERTICES, :2] * [640, 360])
+    converted = from_mediapipe(points, image_size=(640, 360))
+    np.testing.assert_allclose(converted, points[:, VERTICES, :2] * [640, 360])
 
 
 @pytest.mark.parametrize("image_size", [None, (20, 30)])
 def test_does_not_change_its_argument(image_size: tuple[int, int] | None) -> None:
     points = random_meshes(2)
     before = points.copy()
-    found = from_mediapipe(points, image_size=image_size)
-    found[:] = -1.0
+    converted = from_mediapipe(points, image_size=image_size)
+    converted[:] = -1.0
     np.testing.assert_array_equal(points, before)
 
 
@@ -96,9 +97,9 @@ def test_keeps_floating_types(dtype: type, image_size: tuple[int, int] | None) -
 
 def test_converts_integers_to_floating() -> None:
     points = (1000 * random_meshes(2)).astype(np.int32)
-    found = from_mediapipe(points)
-    assert found.dtype == np.float64
-    np.testing.assert_array_equal(found, points[:, VERTICES, :2])
+    converted = from_mediapipe(points)
+    assert converted.dtype == np.float64
+    np.testing.assert_array_equal(converted, points[:, VERTICES, :2])
     assert from_mediapipe(torch.from_numpy(points)).dtype == torch.get_default_dtype()
 
 
@@ -110,9 +111,9 @@ def test_accepts_nested_lists() -> None:
 def test_keeps_nan() -> None:
     points = random_meshes(2)
     points[0] = np.nan
-    found = from_mediapipe(points, image_size=(640, 360))
-    assert np.isnan(found[0]).all()
-    assert np.isfinite(found[1]).all()
+    converted = from_mediapipe(points, image_size=(640, 360))
+    assert np.isnan(converted[0]).all()
+    assert np.isfinite(converted[1]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -120,11 +121,11 @@ def test_keeps_nan() -> None:
 @pytest.mark.parametrize("image_size", [None, (640, 360)])
 def test_accepts_tensors(dtype: torch.dtype, flat: bool, image_size: tuple[int, int] | None) -> None:
     points = torch.from_numpy(random_meshes(3)).to(dtype)
-    found = from_mediapipe(points.reshape(3, -1) if flat else points, image_size=image_size)
-    assert isinstance(found, torch.Tensor)
-    assert found.dtype == dtype
+    converted = from_mediapipe(points.reshape(3, -1) if flat else points, image_size=image_size)
+    assert isinstance(converted, torch.Tensor)
+    assert converted.dtype == dtype
     expected = points[:, VERTICES, :2] * torch.tensor(image_size or (1, 1), dtype=dtype)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(converted, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("image_size", [None, (640, 360)])
@@ -136,14 +137,14 @@ def test_is_differentiable(image_size: tuple[int, int] | None) -> None:
 
 
 def test_does_not_import_torch() -> None:
-    """In a process that has not imported torch."""
+    """The module runs without its package, in a process that has not imported torch."""
     code = (
         "import runpy, sys; import numpy as np; "
-        f"run = runpy.run_path({landmarks_module.__file__!r}); "
-        "print(run['from_mediapipe'](np.zeros((2, 478, 3))).shape, 'torch' in sys.modules)"
+        f"module = runpy.run_path({landmarks_module.__file__!r}); "
+        "print(module['from_mediapipe'](np.zeros((2, 478, 3))).shape, 'torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "(2, 68, 2) False"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "(2, 68, 2) False"
 
 
 @pytest.mark.parametrize(
@@ -207,12 +208,12 @@ def test_brows_run_from_left_to_right_above_the_eyes(canonical: np.ndarray) -> N
 
 
 def test_nose_runs_down_the_bridge_and_from_left_to_right_below(canonical: np.ndarray) -> None:
-    bridge, under = canonical[27:31], canonical[31:36]
+    bridge, below = canonical[27:31], canonical[31:36]
     np.testing.assert_allclose(bridge[:, 0], 0.0, atol=1e-5)
     assert (np.diff(bridge[:, 1]) > 0).all()
-    assert (np.diff(under[:, 0]) > 0).all()
-    assert under[:, 1].min() > bridge[:, 1].max()
-    assert under[:, 1].argmax() == 2
+    assert (np.diff(below[:, 0]) > 0).all()
+    assert below[:, 1].min() > bridge[:, 1].max()
+    assert below[:, 1].argmax() == 2
 
 
 @pytest.mark.parametrize(("eye", "side"), [(LEFT_EYE, -1), (RIGHT_EYE, 1)])
@@ -240,7 +241,7 @@ def test_lips_run_clockwise_from_the_left_corner(canonical: np.ndarray) -> None:
     assert middle[0] > canonical[31:36, 1].max()
 
 
-def test_measurement_is_of_the_current_map() -> None:
-    """docs/landmarks.md has its distances from this measurement, which must be repeated for another map."""
+def test_measured_distances_belong_to_the_current_map() -> None:
+    """The distances in docs/landmarks.md are from this measurement. Repeat it after a change of the map."""
     measurement = json.loads((ROOT / "benchmarks" / "results" / "landmark_map.json").read_text())
     assert tuple(point["vertex"] for point in measurement["points"]) == MEDIAPIPE_TO_68

@@ -14,11 +14,11 @@ from triton_face_client.video import media
 from triton_face_client.video.media import FrameReader, MediaError, find_media, is_image
 
 ORIENTATION = 0x0112
-"""The EXIF tag; the value 6 means that viewers rotate the image by 90 degrees clockwise."""
+"""EXIF tag of the orientation. With the value 6, viewers rotate the image by 90 degrees clockwise."""
 
 
 def write_video(path: Path, count: int, size: tuple[int, int] = (64, 48), first: int = 0) -> Path:
-    """Write frames whose red is 8 times their number, counted from `first`, on a blue of 200."""
+    """Write `count` frames, numbered from `first`: red is 8 times the number, green is 0, blue is 200."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, size)
     assert writer.isOpened()
     for number in range(first, first + count):
@@ -27,17 +27,19 @@ def write_video(path: Path, count: int, size: tuple[int, int] = (64, 48), first:
     return path
 
 
-def number_of(frame: np.ndarray) -> int:
+def frame_number(frame: np.ndarray) -> int:
     """Return the number of a frame of `write_video`."""
     return round(float(frame[..., 0].mean()) / 8)
 
 
 def write_image(path: Path, value: int = 0) -> Path:
+    """Write an image whose channels all have this value."""
     Image.fromarray(np.full((4, 6, 3), value, dtype=np.uint8)).save(path)
     return path
 
 
 def read_one(path: Path, apply_exif: bool = False) -> np.ndarray:
+    """Read the first frame of a single file."""
     with FrameReader([path], apply_exif) as reader:
         return reader.read(None, 0)
 
@@ -80,7 +82,7 @@ def test_keeps_the_order_of_given_files(tmp_path: Path):
     assert find_media([str(first), tmp_path / "images", last]) == [first, inside, last]
 
 
-def test_names_missing_files_and_folders_without_images(tmp_path: Path):
+def test_error_names_missing_files_and_folders_without_images(tmp_path: Path):
     (tmp_path / "clip.avi").touch()
     with pytest.raises(MediaError, match="nothing.png does not exist"):
         find_media([tmp_path / "nothing.png"])
@@ -88,7 +90,7 @@ def test_names_missing_files_and_folders_without_images(tmp_path: Path):
         find_media([tmp_path])
 
 
-def test_image_suffixes_are_case_insensitive(tmp_path: Path):
+def test_image_suffixes_are_case_insensitive():
     assert is_image(Path("a.JPEG"))
     assert not is_image(Path("a.avi"))
 
@@ -103,15 +105,15 @@ def test_reads_rgb_frames_in_any_order(tmp_path: Path):
             frame = reader.read(None, number)
             assert frame.shape == (48, 64, 3)
             assert frame.dtype == np.uint8
-            assert number_of(frame) == number
+            assert frame_number(frame) == number
             assert abs(frame[..., 2].mean() - 200) < 4
 
 
 def test_single_video_matches_any_name(tmp_path: Path):
     video = write_video(tmp_path / "clip.avi", 3)
     with FrameReader([video], False) as reader:
-        assert number_of(reader.read("/elsewhere/recording.mp4", 2)) == 2
-        assert number_of(reader.read(None, 1)) == 1
+        assert frame_number(reader.read("/elsewhere/recording.mp4", 2)) == 2
+        assert frame_number(reader.read(None, 1)) == 1
 
 
 def test_selects_one_of_several_videos_by_name(tmp_path: Path):
@@ -119,23 +121,32 @@ def test_selects_one_of_several_videos_by_name(tmp_path: Path):
     two = write_video(tmp_path / "two.avi", 5, first=10)
     picture = write_image(tmp_path / "three.png", 7)
     with FrameReader([one, two, picture], False) as reader:
-        assert number_of(reader.read("two.avi", 3)) == 13
-        assert number_of(reader.read("one.avi", 3)) == 3
+        assert frame_number(reader.read("two.avi", 3)) == 13
+        assert frame_number(reader.read("one.avi", 3)) == 3
         assert reader.read("three.png", 3).max() == 7
-        assert number_of(reader.read("one.avi", 4)) == 4
+        assert frame_number(reader.read("one.avi", 4)) == 4
 
 
 def test_reads_a_frame_with_several_faces_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     video = write_video(tmp_path / "clip.avi", 4)
     picture = write_image(tmp_path / "a.png")
     opened = []
-    read_image, capture = media._read_image, cv2.VideoCapture
-    monkeypatch.setattr(media, "_read_image", lambda *given: (opened.append(given[0]), read_image(*given))[1])
-    monkeypatch.setattr(cv2, "VideoCapture", lambda name: (opened.append(Path(name)), capture(name))[1])
+    read_image, open_video = media._read_image, cv2.VideoCapture
+
+    def record_image(path: Path, *arguments: object) -> np.ndarray:
+        opened.append(path)
+        return read_image(path, *arguments)
+
+    def record_video(name: str) -> object:
+        opened.append(Path(name))
+        return open_video(name)
+
+    monkeypatch.setattr(media, "_read_image", record_image)
+    monkeypatch.setattr(cv2, "VideoCapture", record_video)
     with FrameReader([video, picture], False) as reader:
         for frame in (0, 0, 2, 2, 3):
-            cached = reader.read("clip.avi", frame)
-        assert reader.read("clip.avi", 3) is cached
+            last_frame = reader.read("clip.avi", frame)
+        assert reader.read("clip.avi", 3) is last_frame
         # py-feat numbers images consecutively; the reader ignores an image's frame.
         assert reader.read("a.png", 4) is reader.read("a.png", 5)
     assert opened == [video, picture]
@@ -157,7 +168,7 @@ def test_frame_past_the_end_is_an_error_and_the_reader_stays_usable(tmp_path: Pa
                 reader.read(None, frame)
         with pytest.raises(MediaError, match="has no frame -1"):
             reader.read(None, -1)
-        assert number_of(reader.read(None, 5)) == 5
+        assert frame_number(reader.read(None, 5)) == 5
 
 
 def test_closes_the_video_at_the_end(tmp_path: Path):
@@ -168,7 +179,7 @@ def test_closes_the_video_at_the_end(tmp_path: Path):
     assert not capture.isOpened()
 
 
-def test_names_a_file_that_is_neither_video_nor_image(tmp_path: Path):
+def test_error_names_a_file_that_is_neither_video_nor_image(tmp_path: Path):
     text = tmp_path / "notes.txt"
     text.write_text("no video")
     message = read_error([text])
@@ -177,7 +188,7 @@ def test_names_a_file_that_is_neither_video_nor_image(tmp_path: Path):
     assert "gone.mp4 is not a file" in read_error([tmp_path / "gone.mp4"])
 
 
-# --- choice of the file --------------------------------------------------------------------------------
+# --- choice of the file -------------------------------------------------------------------------
 
 
 def test_reads_images_by_index_without_names(tmp_path: Path):
@@ -215,12 +226,12 @@ def test_file_given_twice_matches_once(tmp_path: Path):
         assert reader.read("face.png", 0).max() == 9
 
 
-def test_names_a_file_that_is_not_given(tmp_path: Path):
+def test_error_names_a_file_that_is_not_given(tmp_path: Path):
     files = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")]
     assert "the table names c.png, which is not among the 2 given files" in read_error(files, "c.png")
 
 
-def test_a_video_among_images_needs_names(tmp_path: Path):
+def test_error_for_a_video_among_images_asks_for_names(tmp_path: Path):
     files = [write_image(tmp_path / "a.png"), write_video(tmp_path / "clip.avi", 2)]
     message = read_error(files)
     assert "clip.avi is a video among 2 files" in message
@@ -306,15 +317,15 @@ def test_undoes_each_exif_orientation_once(tmp_path: Path, suffix: str, orientat
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
-@pytest.mark.parametrize("part", [0, 0.2, 0.6, 0.95])
-def test_rejects_truncated_images(tmp_path: Path, suffix: str, part: float):
+@pytest.mark.parametrize("fraction", [0, 0.2, 0.6, 0.95])
+def test_rejects_truncated_images(tmp_path: Path, suffix: str, fraction: float):
     file = tmp_path / f"a.{suffix}"
     Image.fromarray(astronaut()[:90, :120]).save(file)
-    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    file.write_bytes(file.read_bytes()[: int(fraction * file.stat().st_size)])
     assert f"cannot read {file}: " in read_error([file])
 
 
-def test_names_a_missing_image(tmp_path: Path):
+def test_error_names_a_missing_image(tmp_path: Path):
     assert "No such file" in read_error([tmp_path / "gone.png"])
 
 
@@ -325,15 +336,15 @@ def test_rejects_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_exif_gives_an_image_or_an_error_message(tmp_path: Path):
-    """Any other exception would end a run."""
+    """Any other exception would end `triton-face run`."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    whole = io.BytesIO()
-    Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(whole, "JPEG", exif=exif)
-    start = whole.getvalue().index(b"Exif")
-    for place in range(start, start + 40):
-        damaged = bytearray(whole.getvalue())
-        damaged[place] ^= 0xFF
+    jpeg = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(jpeg, "JPEG", exif=exif)
+    start = jpeg.getvalue().index(b"Exif")
+    for position in range(start, start + 40):
+        damaged = bytearray(jpeg.getvalue())
+        damaged[position] ^= 0xFF
         (tmp_path / "a.jpg").write_bytes(damaged)
         try:
             assert sorted(read_one(tmp_path / "a.jpg", apply_exif=True).shape) == [3, 4, 6]
@@ -341,11 +352,13 @@ def test_damaged_exif_gives_an_image_or_an_error_message(tmp_path: Path):
             assert "cannot read" in str(error)  # noqa: PT017
 
 
-# --- missing packages ----------------------------------------------------------------------------
+# --- missing packages ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("module", "name"), [("cv2", "clip.avi"), ("PIL", "a.png")])
-def test_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str):
+def test_error_names_the_extra_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+):
     (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, module, None)
     assert "pip install 'triton-face-client[run]'" in read_error([tmp_path / name])

@@ -1,4 +1,4 @@
-"""Face figures and contact sheets: their content, and that writing them is atomic."""
+"""Face figures and contact sheets: their content, and the atomic writing of their files."""
 
 import subprocess
 import sys
@@ -20,7 +20,8 @@ from triton_face_client.sample_faces import drawn_face
 SIZE = 112
 
 
-def outputs(seed: int) -> dict[str, np.ndarray]:
+def face_outputs(seed: int) -> dict[str, np.ndarray]:
+    """Return random outputs of one face, with the shapes of the service's outputs."""
     generator = np.random.default_rng(seed)
     pixels = generator.random((3, SIZE, SIZE)).astype(np.float32)
     mask = np.zeros((SIZE, SIZE), dtype=bool)
@@ -36,10 +37,10 @@ def outputs(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def sheet_faces(count: int) -> list[SheetFace]:
-    """Return faces; the second has no features, the third has neither features nor a crop."""
-    faces = [SheetFace(i, f"film.avi, frame {i}", outputs=outputs(i)) for i in range(count)]
-    crop = outputs(99)["ALIGNED_FACES"]
+def faces_with_long_texts(count: int) -> list[SheetFace]:
+    """Return `count` faces: the second has no features, the third no crop either; both have long texts."""
+    faces = [SheetFace(i, f"film.avi, frame {i}", outputs=face_outputs(i)) for i in range(count)]
+    crop = face_outputs(99)["ALIGNED_FACES"]
     faces[1:3] = [
         SheetFace(1, "$film$_" * 20, crop=crop, reason="no hull " * 40),
         SheetFace(2, "", reason="/a/very/long/path" * 20),
@@ -50,7 +51,7 @@ def sheet_faces(count: int) -> list[SheetFace]:
 @pytest.mark.parametrize("count", [1, 7, 12])
 def test_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
     path = tmp_path / "sheet.PNG"
-    draw_sheet(path, sheet_faces(count))
+    draw_sheet(path, faces_with_long_texts(count))
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.PNG"]
     assert path.read_bytes().startswith(b"\x89PNG")
     picture = matplotlib.image.imread(path)[..., :3]
@@ -67,7 +68,10 @@ def test_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
 
 
 def tile_corners(rows: int, columns: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return top and left edges of tiles, pixels, measured from the bottom: the legend's height varies."""
+    """Return top edges of the rows and left edges of the columns of tiles, in pixels.
+
+    The legend above the tiles has no fixed height, so the tops are calculated from the sheet's bottom.
+    """
     tile_height = contact_sheet.PICTURE + contact_sheet.CAPTION
     tops = height - (contact_sheet.GAP + tile_height * (rows - np.arange(rows))) * DPI
     lefts = contact_sheet.MARGIN + np.arange(columns) * (
@@ -78,7 +82,7 @@ def tile_corners(rows: int, columns: int, height: int) -> tuple[np.ndarray, np.n
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Collect the figures that a test draws."""
+    """Return a list that collects the figures of a test, which are not written."""
     saved: list[Figure] = []
     monkeypatch.setattr(contact_sheet, "save_figure", lambda figure, _path: saved.append(figure))
     return saved
@@ -87,7 +91,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 30])
 def test_texts_do_not_overlap_or_leave_the_sheet(tmp_path: Path, figures: list[Figure], count: int):
     wide = SheetFace(123456, "WWW_MMM_" * 10, reason="WIDE LETTERS AND NO CROP: " * 30)
-    faces = [*sheet_faces(count)[:-1], wide]
+    faces = [*faces_with_long_texts(count)[:-1], wide]
     draw_sheet(tmp_path / "sheet.png", faces)
     figure = figures[0]
     texts = [*figure.texts, *(text for panel in figure.axes for text in panel.texts)]
@@ -95,14 +99,14 @@ def test_texts_do_not_overlap_or_leave_the_sheet(tmp_path: Path, figures: list[F
     assert len(texts) == 2 + count + sum(face.outputs is None for face in faces)
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= figure.bbox.size).all()
-    apart = (boxes[:, None, :2] >= boxes[None, :, 2:]).any(axis=2)
-    assert (apart | apart.T | np.eye(len(boxes), dtype=bool)).all()
+    separate = (boxes[:, None, :2] >= boxes[None, :, 2:]).any(axis=2)
+    assert (separate | separate.T | np.eye(len(boxes), dtype=bool)).all()
 
 
 def test_captions_have_location_and_pose(tmp_path: Path, figures: list[Figure]):
-    face = outputs(0)
+    face = face_outputs(0)
     face["POSE"][:3] = np.radians([10, 20, 0.2])
-    without_pose = {**outputs(1), "POSE": np.full(6, np.nan, dtype=np.float32)}
+    without_pose = {**face_outputs(1), "POSE": np.full(6, np.nan, dtype=np.float32)}
     draw_sheet(
         tmp_path / "a.png",
         [SheetFace(7, "a.avi, frame 3", outputs=face), SheetFace(8, "b", outputs=without_pose)],
@@ -116,10 +120,8 @@ def test_sheets_are_about_square():
     for count in range(1, 61):
         columns = tile_columns(count)
         rows = -(-count // columns)
-        width, height = (
-            columns * 2 * contact_sheet.PICTURE,
-            rows * (contact_sheet.PICTURE + contact_sheet.CAPTION),
-        )
+        width = columns * 2 * contact_sheet.PICTURE
+        height = rows * (contact_sheet.PICTURE + contact_sheet.CAPTION)
         assert 0.5 < width / height < 2
 
 
@@ -130,7 +132,7 @@ def test_head_rotation_follows_the_specification():
 
 
 def test_axes_rotate_with_the_picture():
-    """A head tilted in the image is upright in a picture rotated back."""
+    """A head that is tilted in the image is upright in a picture that is rotated back."""
     tilt = np.radians(30)
     pose = np.array([0, 0, tilt, 0, 0, 0])
     cos, sin = np.cos(tilt), np.sin(tilt)
@@ -140,8 +142,8 @@ def test_axes_rotate_with_the_picture():
     np.testing.assert_allclose(rotated_back, [[1, 0], [0, 1], [0, 0]], atol=1e-12)
 
 
-def test_nose_points_in_viewing_direction():
-    """A raw Roll of 30 degrees is usually called yaw: to the subject's right, the image's left."""
+def test_nose_axis_points_where_the_head_faces():
+    """A raw Roll of 30 degrees turns the head to the subject's right, the image's left."""
     nose = pose_axes(np.radians([0, 30, 0, 0, 0, 0]), np.eye(2))[2]
     np.testing.assert_allclose(nose, [-0.5, 0], atol=1e-12)
 
@@ -158,28 +160,30 @@ def test_cell_strength_is_the_mean_of_its_blocks():
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_writes_every_format(tmp_path: Path, suffix: str):
     path = tmp_path / f"face{suffix}"
-    draw_face(path, outputs(0)["ALIGNED_FACES"], 56 + 45 * drawn_face(), outputs(0), pixel_aspect=1.2)
+    draw_face(
+        path, face_outputs(0)["ALIGNED_FACES"], 56 + 45 * drawn_face(), face_outputs(0), pixel_aspect=1.2
+    )
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.stat().st_size > 1000
 
 
 @pytest.mark.filterwarnings("error")
 def test_draws_face_without_pose(tmp_path: Path):
-    face = {**outputs(0), "POSE": np.full(6, np.nan, dtype=np.float32)}
+    face = {**face_outputs(0), "POSE": np.full(6, np.nan, dtype=np.float32)}
     draw_face(tmp_path / "face.png", face["ALIGNED_FACES"], 56 + 45 * drawn_face(), face)
     assert (tmp_path / "face.png").exists()
 
 
 @pytest.mark.filterwarnings("error")
 def test_draws_black_face_without_mask(tmp_path: Path):
-    face = outputs(0)
+    face = face_outputs(0)
     face["HOG"][:] = 0
     face["MASK"][:] = False
     draw_sheet(tmp_path / "sheet.png", [SheetFace(0, "", outputs=face)])
 
 
 def test_rejects_unusable_paths_and_face_counts(tmp_path: Path):
-    faces = sheet_faces(1)
+    faces = faces_with_long_texts(1)
     (tmp_path / "folder.png").mkdir()
     for name, message in (
         ("sheet.bmp2", "name of a picture must end in .png, "),
@@ -208,7 +212,7 @@ def test_failed_write_keeps_the_old_picture(
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
-        draw_sheet(path, sheet_faces(1))
+        draw_sheet(path, faces_with_long_texts(1))
     if isinstance(error, OSError):
         assert str(caught.value) == f"cannot write {path}: No space left on device"
     assert path.read_text() == "old"

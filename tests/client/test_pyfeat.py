@@ -1,4 +1,4 @@
-"""py-feat's functions after the change of one import."""
+"""`triton_face_client.pyfeat`: py-feat's functions, computed by a real server."""
 
 import concurrent.futures
 import os
@@ -22,14 +22,14 @@ from triton_face_client import FaceFeatureClient, pyfeat, subject_pose
 
 @pytest.fixture(autouse=True)
 def _connected(server: LocalServer) -> Iterator[None]:
-    """Connect the module `pyfeat` to the test server."""
+    """Connect the module `pyfeat` to the test server; reset the module afterwards."""
     with pyfeat.connect(server.grpc_url):
         yield
     pyfeat._default.clear()
 
 
 def pyfeat_faces(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return crops [N, 3, 112, 112] and normalized, interleaved landmarks [N, 136]."""
+    """Return crops ``[count, 3, 112, 112]`` and normalized, interleaved landmarks ``[count, 136]``."""
     frames, landmarks = photo_faces(count, seed)
     return torch.from_numpy(frames), torch.from_numpy(landmarks / np.float32(112)).reshape(count, 136)
 
@@ -46,12 +46,12 @@ def test_hog_features_of_normalized_landmarks(client: FaceFeatureClient):
         expected = np.trunc(pixels[face].astype(np.float64) @ affine[:, :2].T + affine[:, 2])
         np.testing.assert_array_equal(aligned[face], expected)
     masked = client.align(faces, pixels, ["MASKED_FACES"])["MASKED_FACES"].numpy()
-    agrees = [
-        np.abs(oracles.hog_features(face) - found).max() <= 1e-5
-        for face, found in zip(masked, features, strict=True)
+    equals_skimage = [
+        np.abs(oracles.hog_features(masked_face) - hog).max() <= 1e-5
+        for masked_face, hog in zip(masked, features, strict=True)
     ]
     # scikit-image itself differs from py-feat on some faces (docs/SPEC.md, section 4).
-    assert np.mean(agrees) >= 0.9
+    assert np.mean(equals_skimage) >= 0.9
     tensors = {"FRAMES": faces.numpy(), "LANDMARKS": pixels}
     np.testing.assert_array_equal(features, infer(client, "ensemble", tensors, ["HOG"])["HOG"])
 
@@ -66,7 +66,7 @@ def test_hog_features_of_crops_that_are_not_square():
 
 
 @pytest.mark.parametrize("shape", [(0, 136), (0,), (0, 68, 2)])
-def test_no_faces_give_empty_arrays(shape: tuple[int, ...]):
+def test_no_faces_give_empty_results(shape: tuple[int, ...]):
     features, aligned = pyfeat.extract_hog_features(torch.zeros(0, 3, 112, 112), torch.zeros(shape))
     assert features.shape == (0, 5408)
     assert aligned == []
@@ -91,21 +91,21 @@ def test_rejects_a_hog_layer_with_other_settings():
         pyfeat.extract_hog_features(faces, landmarks, Layer())
 
 
-@pytest.mark.parametrize("kind", ["tensors", "arrays"])
-def test_equals_the_client_for_tensors_and_arrays(client: FaceFeatureClient, kind: str):
+@pytest.mark.parametrize("container", ["tensors", "arrays"])
+def test_equals_the_client_for_tensors_and_arrays(client: FaceFeatureClient, container: str):
     frames, landmarks = photo_faces(6, 364)
     expected = client.align(
         frames, landmarks, ["MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE"]
     )
     pose = client.pose(landmarks)
-    if kind == "tensors":
+    if container == "tensors":
         frames, landmarks = torch.from_numpy(frames), torch.from_numpy(landmarks)
     masked, points = pyfeat.extract_faces_from_landmarks_batched(frames, landmarks)
     aligned, aligned_landmarks, affine = pyfeat.align_faces_batched(frames, landmarks, face_size=112)
     raw = pyfeat.pose_from_landmarks_mlp(landmarks, bboxes=None)
     subject = pyfeat.pose_from_landmarks(landmarks, convention="subject")
     for value in (masked, aligned, aligned_landmarks, affine, raw, subject):
-        assert isinstance(value, torch.Tensor if kind == "tensors" else np.ndarray)
+        assert isinstance(value, torch.Tensor if container == "tensors" else np.ndarray)
     np.testing.assert_array_equal(masked, expected["MASKED_FACES"])
     np.testing.assert_array_equal(points, expected["ALIGNED_LANDMARKS"])
     np.testing.assert_array_equal(aligned, expected["ALIGNED_FACES"])
@@ -136,14 +136,14 @@ def test_reads_the_address_from_the_environment(server: LocalServer):
         "import numpy as np; from triton_face_client.pyfeat import pose_from_landmarks_mlp as pose;"
         "print(pose(np.random.default_rng(0).uniform(0, 99, (2, 68, 2))).shape)"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"TRITON_FACE_URL": server.grpc_url},
         cwd=PROJECT,
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "(2, 6)\n", done.stderr
+    assert completed.stdout == "(2, 6)\n", completed.stderr
 
 
 def test_concurrent_first_calls_create_one_client(server: LocalServer, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""`RegionPool` under many threads."""
+"""`RegionPool` with many threads."""
 
 import itertools
 import sys
@@ -28,8 +28,8 @@ class CountedRegion:
 
     @property
     def size(self) -> int:
-        """Size in bytes. Another thread may run before it is returned."""
-        time.sleep(0)
+        """Size in bytes."""
+        time.sleep(0)  # Let another thread run, so that the pool is tested in the middle of a search.
         return self._size
 
     def close(self) -> None:

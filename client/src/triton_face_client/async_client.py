@@ -29,8 +29,8 @@ from triton_face_client.transports.base import ManageRegion
 class AsyncFaceFeatureClient(BaseClient):
     """A connection to the service for asyncio, with the calls and errors of `FaceFeatureClient`.
 
-    A cancelled call ends at once; the server still computes its requests in flight. The client belongs to the
-    event loop in which it is first used, and is not thread-safe. `BaseClient` describes the parameters.
+    A cancelled call ends at once; the server still computes the requests that the call has sent. Use a client
+    in one event loop and one thread only. `BaseClient` describes the parameters.
 
     Examples
     --------
@@ -52,11 +52,11 @@ class AsyncFaceFeatureClient(BaseClient):
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """`InferenceServerClient` of tritonclient for the same endpoint and the first event loop."""
+        """The `InferenceServerClient` of `tritonclient.grpc.aio`, bound to the running event loop."""
         return InferenceServerClient(**self._channel_arguments)
 
     async def close(self) -> None:
-        """Close the connection and release its shared memory."""
+        """Release the client's shared memory and close the connection."""
         await self._run(release_regions(self._transport))
         if self._inference_tasks:
             await asyncio.wait(self._inference_tasks, timeout=DRAIN_SECONDS)
@@ -106,7 +106,7 @@ class AsyncFaceFeatureClient(BaseClient):
         *,
         on_invalid: str = "raise",
     ) -> AsyncGenerator[Answers, None]:
-        """Compute features of an endless sequence of chunks; see `FaceFeatureClient.stream`."""
+        """Compute features of any number of chunks; see `FaceFeatureClient.stream`."""
         model, options = await self.model("ensemble"), self._call_options(on_invalid, None)
         calls = (self._face_call(model, *chunk, outputs) async for chunk in chunks)
         async for answers in self._answers(calls, options):
@@ -125,11 +125,11 @@ class AsyncFaceFeatureClient(BaseClient):
     async def wait_until_ready(self, seconds: float) -> None:
         """Wait until the server and its models are ready; see `FaceFeatureClient.wait_until_ready`."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (seconds_left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if await self.connection.is_server_ready(**self._metadata_arguments(left)):
+                if await self.connection.is_server_ready(**self._metadata_arguments(seconds_left)):
                     return
-            await asyncio.sleep(min(0.1, left))
+            await asyncio.sleep(min(0.1, seconds_left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
 
     async def _pose(
@@ -196,13 +196,13 @@ class AsyncFaceFeatureClient(BaseClient):
         task = asyncio.create_task(self.connection.infer(**arguments))
         self._inference_tasks.add(task)
         task.add_done_callback(self._on_inference_done)
-        # The shield keeps the request in flight when the call is cancelled (see `DRAIN_SECONDS`).
+        # A cancelled call must not cancel the request (see `DRAIN_SECONDS`).
         return await asyncio.shield(task)
 
     def _on_inference_done(self, task: "asyncio.Task[Any]") -> None:
         self._inference_tasks.discard(task)
         if not task.cancelled():
-            # Retrieve the exception; asyncio otherwise logs it as never retrieved after a cancelled call.
+            # After a cancelled call nobody else retrieves the exception, and asyncio would log an error.
             task.exception()
 
 

@@ -30,7 +30,7 @@ from triton_face_client.transports.system_shared_memory import SystemSharedMemor
 ON_INVALID = ("raise", "nan")
 
 MAX_TIMEOUT = 1e8
-"""Seconds, three years: Triton counts a request's timeout in microseconds, in 64 bits."""
+"""Seconds, about three years. A much larger value would overflow Triton's timeout, a 64-bit integer."""
 
 DEFAULT_URL = "127.0.0.1:8001"
 
@@ -41,28 +41,28 @@ class BaseClient:
     Parameters
     ----------
     url : str or sequence of str
-        ``HOST:PORT`` of the gRPC endpoint. The client sends requests to several endpoints in round robin,
-        without those that are unreachable. For the pods of a headless Kubernetes service, pass
+        ``HOST:PORT`` of the gRPC endpoint. With several endpoints, the client distributes requests in round
+        robin and skips unreachable endpoints. For the pods of a headless Kubernetes service, pass
         ``dns:///NAME:PORT``; the client then uses round robin over the addresses of NAME.
     tls : Tls, optional
         Encryption and certificates.
     headers : mapping of str to str, optional
         Headers of every request, for example a token.
     keepalive : tritonclient.grpc.KeepAliveOptions, optional
-        When to check whether a silent connection is still alive.
+        Interval and timeout of the pings that check an idle connection.
     batch_size : int, optional
-        Maximum number of faces per request, within the maximum of the server's configuration; by default 32.
-        Large frames make smaller requests (`MAX_REQUEST_BYTES`).
+        Maximum number of faces per request, by default 32. The server's configuration may lower it, and
+        requests with large frames contain fewer faces (`MAX_REQUEST_BYTES`).
     in_flight : int
         Maximum number of concurrent requests of a call. Together with `batch_size` it bounds the memory that
         a call needs in addition to its answers.
     timeout : float
         Seconds after which one try of a request fails.
     retry : Retry, optional
-        How long a request is sent again while the server is unreachable or its queues are full.
+        How long the client retries a request while the server is unreachable or its queues are full.
     shm : bool or "cuda"
-        Whether tensors are sent through system shared memory, or frames through CUDA shared memory. The
-        server must run on this machine and allow it.
+        True sends all tensors through system shared memory, "cuda" sends frames through CUDA shared memory.
+        Both need a server on this machine that allows shared memory.
     cuda_device : int
         Index of the GPU for ``shm="cuda"``, the same for client and server.
 
@@ -114,7 +114,7 @@ class BaseClient:
         self._models: dict[str, Model] = {}
 
     def metadata_error(self, error: InferenceServerException, model: str) -> FaceServiceError:
-        """Explain why the server did not return a model's configuration, or its metadata.
+        """Return an error that explains why the server did not return a model's configuration or metadata.
 
         Parameters
         ----------
@@ -148,7 +148,8 @@ class BaseClient:
                 status,
             )
         return FaceServiceError(
-            f"{self.target} does not return its configuration: {message} (pass a token or key in headers)",
+            f"{self.target} does not return its configuration: {message} (if access is restricted, pass a "
+            "token or key in headers)",
             status,
         )
 

@@ -31,10 +31,11 @@ class FaceFeatureClient(BaseClient):
     Every call raises
 
     - `InvalidFacesError` if the service rejects faces; the message names faces and reasons;
-    - `ServiceUnavailableError` if the server is unreachable or overloaded. Later calls retry first (`retry`);
-      the first call does not, so that a wrong address fails at once;
+    - `ServiceUnavailableError` if the server is unreachable or overloaded. The client retries inference
+      requests first (`retry`). It does not retry the request for a model's configuration, which the first
+      call sends, so that a wrong address fails at once;
     - `DeadlineError` if a request exceeds `timeout`, or the call its deadline;
-    - `FaceServiceError`, the base class of these errors, if the server fails. It is also a
+    - `FaceServiceError` if the server fails. It is the base class of these errors and a subclass of
       `tritonclient.utils.InferenceServerException`;
     - `ValueError` if an array has another shape or type than documented.
 
@@ -54,18 +55,18 @@ class FaceFeatureClient(BaseClient):
 
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
-        """`InferenceServerClient` of tritonclient for the same endpoint."""
+        """The `InferenceServerClient` of `tritonclient.grpc` for the same endpoint."""
         return InferenceServerClient(**self._channel_arguments)
 
     @functools.cached_property
     def _io_thread(self) -> IoThread:
         thread = IoThread()
-        # Ends the thread of a client that is garbage-collected without having been closed.
+        # End the thread of a client that is garbage-collected and was never closed.
         weakref.finalize(self, thread.stop)
         return thread
 
     def close(self) -> None:
-        """Close the connection and release its shared memory."""
+        """Release the client's shared memory and close the connection."""
         with contextlib.closing(Scheduler(self._perform)) as scheduler:
             scheduler.start(release_regions(self._transport))
             scheduler.run_until_one_completes()
@@ -87,30 +88,32 @@ class FaceFeatureClient(BaseClient):
         Parameters
         ----------
         frames : array or torch tensor, shape (N, 3, H, W), or sequence of N of shape (3, H, W)
-            One face crop or whole frame per face: floating in [0, 1], sent as float32; or uint8 from 0 to
-            255, which is a quarter of the bytes and which the server divides by 255 in float32. The frames of
-            a sequence may differ in size and type. Ignored, and may be None, if POSE is the only output.
+            One RGB face crop or whole frame per face. Floating frames are in [0, 1] and are sent as float32.
+            uint8 frames are from 0 to 255 and a quarter as large; the server divides them by 255 in float32.
+            The frames of a sequence may differ in size and type. If POSE is the only output, frames are
+            ignored and may be None.
         landmarks : array or torch tensor, shape (N, 68, 2)
             iBUG/OpenFace landmarks (x, y) in pixels of `frames`.
         outputs : sequence of str
-            Any of `ENSEMBLE_OUTPUTS`. Only the requested outputs are computed, except POSE, which every
-            request of frames computes.
+            Any of the outputs listed under Returns. Only the requested outputs are computed, except POSE,
+            which every request with frames computes.
         on_invalid : {"raise", "nan"}
-            Whether invalid faces fail the call. With "nan" they get rows of NaN and their reasons in
-            `Answers.refused`, and all other faces are computed.
+            "raise" raises `InvalidFacesError` for invalid faces. "nan" computes all other faces; the rows of
+            invalid faces are NaN, and `Answers.refused` has the reasons.
         deadline : float, optional
             Seconds after which the call fails.
 
         Returns
         -------
         Answers
-            The requested outputs; torch tensors if `frames` are.
+            The requested outputs, as torch tensors if `frames` are torch tensors.
 
             - HOG float32 ``[N, 5408]``, in the order of `skimage.feature.hog`;
             - POSE float32 ``[N, 6]``, raw Pitch, Roll, Yaw in radians, then X, Y, Z (see `subject_pose`);
             - ALIGNED_LANDMARKS int64 ``[N, 68, 2]``, (x, y) in pixels of the aligned face;
-            - AFFINE float32 ``[N, 2, 3]``, map from frame pixels to aligned pixels;
-            - MASK bool ``[N, 112, 112]``, the hull mask.
+            - AFFINE float32 ``[N, 2, 3]``, map from pixels of the frame to pixels of the aligned face;
+            - MASK bool ``[N, 112, 112]``, the hull mask: True inside the landmarks' convex hull and the
+              forehead box.
         """
         if tuple(outputs) == ("POSE",):
             pose, refused = self._pose("ensemble", landmarks, on_invalid, deadline)
@@ -133,8 +136,11 @@ class FaceFeatureClient(BaseClient):
         Returns
         -------
         Answers
-            Any of `ALIGN_MASK_OUTPUTS`: MASKED_FACES and ALIGNED_FACES float32 ``[N, 3, 112, 112]``, and
-            the others as in `features`.
+            The requested outputs:
+
+            - ALIGNED_FACES float32 ``[N, 3, 112, 112]``, with the fill value 128 outside the frame;
+            - MASKED_FACES float32 ``[N, 3, 112, 112]``, aligned faces with 0 outside the hull mask;
+            - ALIGNED_LANDMARKS, AFFINE and MASK as in `features`.
         """
         options = self._call_options(on_invalid, deadline)
         call = self._face_call(self.model("align_mask", options.seconds_left), frames, landmarks, outputs)
@@ -148,7 +154,7 @@ class FaceFeatureClient(BaseClient):
         landmarks : array or torch tensor, shape (N, 68, 2)
             (x, y), y down, in pixels of an image with its original aspect ratio.
         on_invalid, deadline
-            As in `features`. A face is invalid if a landmark is not finite or its outer eye corners coincide.
+            As in `features`. A face is invalid if a landmark is not finite or the outer eye corners coincide.
 
         Returns
         -------
@@ -164,32 +170,32 @@ class FaceFeatureClient(BaseClient):
         *,
         on_invalid: str = "raise",
     ) -> Generator[Answers, None, None]:
-        """Compute features of an endless sequence of chunks of faces, in order and in bounded memory.
+        """Compute features of any number of chunks of faces, in order and in bounded memory.
 
         Parameters
         ----------
         chunks : iterable of (frames, landmarks)
-            Each as in `features`. The client reads a few chunks ahead of the answers.
+            Frames and landmarks as in `features`. The client reads at most ``2 * in_flight`` chunks ahead.
         outputs, on_invalid
             As in `features`.
 
         Yields
         ------
         Answers
-            The answers of each chunk.
+            The answers to one chunk.
         """
         model, options = self.model("ensemble"), self._call_options(on_invalid, None)
         yield from self._answers((self._face_call(model, *chunk, outputs) for chunk in chunks), options)
 
     def model(self, name: str, seconds: float | None = None) -> Model:
-        """Return a model's configuration; the client requests it once from the server.
+        """Return a model's configuration. The first call requests it from the server.
 
         Parameters
         ----------
         name : str
             Name of the model.
         seconds : float, optional
-            Time limit of the request; `timeout` by default, and at most.
+            Time limit of that request, at most `timeout` (the default).
         """
         if name not in self._models:
             try:
@@ -206,15 +212,15 @@ class FaceFeatureClient(BaseClient):
         Raises
         ------
         ServiceUnavailableError
-            If they are not ready after `seconds`.
+            If the server or a model is not ready after `seconds`.
         """
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (seconds_left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                arguments = self._metadata_arguments(left)
+                arguments = self._metadata_arguments(seconds_left)
                 if self._io_thread.call(functools.partial(self.connection.is_server_ready, **arguments)):
                     return
-            time.sleep(min(0.1, left))
+            time.sleep(min(0.1, seconds_left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
 
     def _pose(

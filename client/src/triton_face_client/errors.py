@@ -11,7 +11,7 @@ NOT_FOUND = "StatusCode.NOT_FOUND"
 
 # tritonclient has no type hints, so mypy sees its exception as Any.
 class FaceServiceError(InferenceServerException):  # type: ignore[misc]
-    """Base class of the client's errors. The message is one line and says what to do.
+    """Base class of the client's errors.
 
     `status()` returns the gRPC status, such as ``"StatusCode.INTERNAL"``, or None if there is none.
     """
@@ -31,11 +31,18 @@ class DeadlineError(FaceServiceError, TimeoutError):
 class InvalidFacesError(FaceServiceError, ValueError):
     """The service rejects faces.
 
+    Parameters
+    ----------
+    reasons : mapping of int to str
+        Index of each invalid face in the call, and the reason. The server names up to eight faces per
+        request.
+    unnamed : int
+        Number of further invalid faces, which the server does not name.
+
     Attributes
     ----------
     reasons : dict of int to str
-        Index of each invalid face in the call, and the reason. The server names up to eight faces per
-        request.
+        A copy of the parameter.
     """
 
     def __init__(self, reasons: Mapping[int, str], unnamed: int = 0) -> None:

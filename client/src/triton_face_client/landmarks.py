@@ -6,8 +6,8 @@ The mesh has 468 vertices, or 478 with the irises. `MEDIAPIPE_TO_68` assigns one
 is approximate.
 
 The synthetic heads of the pose network's training use another list (`LANDMARK_VERTICES` in
-`export/pose/training/head.py`), which differs at the jaw's points 3 to 7 and 9 to 13. It must stay as it is:
-the weights of the network depend on it.
+`export/pose/training/head.py`), which differs at the jaw's points 3 to 7 and 9 to 13. Do not change that
+list: the weights of the network depend on it.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 MEDIAPIPE_TO_68 = (
-    # Jaw, from the ear on the image's left over the chin (152) to the other ear, on the mesh's outline. Only
-    # 215 and 435 lie one vertex inside it: they are nearer to points 3 and 13 than any vertex of the outline.
+    # Jaw along the mesh's outline, from the ear on the image's left over the chin (152) to the other ear. 215
+    # and 435 lie one vertex inside the outline: no vertex on it is nearer to points 3 and 13.
     127, 234, 93, 215, 172, 136, 149, 148, 152, 377, 378, 365, 397, 435, 323, 454, 356,
     # Brows, along the upper edge, from the image's left to its right.
     70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
@@ -39,7 +39,7 @@ MESH_SIZES = (478, 468)
 """Number of vertices of a face mesh, with and without irises."""
 
 ROW_LAYOUTS = {vertices * axes: (vertices, axes) for vertices in MESH_SIZES for axes in (2, 3)}
-"""Length of a flat row, and its numbers of vertices and coordinates; the lengths are distinct."""
+"""Numbers of vertices and coordinates by the length of a flat row; all lengths differ."""
 
 
 def from_mediapipe(points: Any, *, image_size: Sequence[float] | None = None) -> Any:
@@ -54,15 +54,15 @@ def from_mediapipe(points: Any, *, image_size: Sequence[float] | None = None) ->
         ``rows.reshape(-1, 3, 478).swapaxes(1, 2)``. Nested lists and data frames are accepted too.
     image_size : (width, height), optional
         Size in pixels of the image in which MediaPipe found the faces. Pass it for MediaPipe's own results,
-        whose x and y are normalized to the image's width and height. Without it x and y keep their unit;
-        py-feat's tables are in pixels.
+        whose x and y are normalized to the image's width and height. Omit it for py-feat's tables, which are
+        in pixels; x and y then keep their unit.
 
     Returns
     -------
     ndarray or tensor, shape (N, 68, 2), or (68, 2) for one face
-        Landmarks (x, y), a copy; for a tensor, a tensor on its device. Floating types are kept; integers
-        become the default floating type of their library. NaN, which marks rows without a face in py-feat's
-        tables, stays NaN.
+        A copy of the landmarks (x, y); a tensor gives a tensor on the same device. Floating types are kept;
+        integers become the default floating type of NumPy or torch. NaN, which marks rows without a face in
+        py-feat's tables, stays NaN.
 
     Raises
     ------
@@ -101,12 +101,12 @@ def _meshes(points: Any) -> Any:
 
 
 def _floating(points: Any) -> Any:
-    name = str(points.dtype)
-    if "float" in name:
+    dtype_name = str(points.dtype)
+    if "float" in dtype_name:
         return points
-    if "int" in name:
+    if "int" in dtype_name:
         return points * 1.0
-    raise ValueError(f"points must be real numbers, not {name}")
+    raise ValueError(f"points must be real numbers, not {dtype_name}")
 
 
 def _checked_size(image_size: Sequence[float]) -> tuple[float, float]:

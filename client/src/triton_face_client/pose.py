@@ -1,4 +1,4 @@
-"""The two conventions for head pose: raw, and that of py-feat's tables (SPEC section 5)."""
+"""Head pose: conversion of raw angles to the convention of py-feat's tables (docs/SPEC.md, section 5)."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ def subject_pose(pose: Any) -> Any:
     Conventions
     -----------
     Raw: the head's rotation in camera axes (x right, y down, z away from the camera) is
-    ``Rz(c) @ Ry(b) @ Rx(a)`` with Pitch = a, Roll = b, Yaw = c. The identity faces the camera. The raw Roll
-    is therefore the angle that is usually called yaw.
+    ``Rz(c) @ Ry(b) @ Rx(a)`` with Pitch = a, Roll = b, Yaw = c. With the identity, the head faces the camera.
+    The raw Roll is the angle that is usually called yaw.
 
-    py-feat's tables: +Pitch looks up, +Roll tilts and +Yaw turns to the subject's right. Their Pitch is
-    minus the raw Pitch, their Roll is minus the raw Yaw, and their Yaw is the raw Roll.
+    py-feat's tables: +Pitch looks up; +Roll tilts the head, and +Yaw turns it, to the subject's right. Pitch
+    is minus the raw Pitch, Roll is minus the raw Yaw, and Yaw is the raw Roll.
 
     Parameters
     ----------

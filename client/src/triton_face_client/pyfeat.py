@@ -1,9 +1,10 @@
 """py-feat's functions, computed by the service: change one import and keep the code.
 
 Replace ``from feat.utils.face_mask import extract_hog_features_batched`` with
-``from triton_face_client.pyfeat import extract_hog_features_batched``. Arguments, results and errors are
-those of py-feat 2.1.5 (SPEC section 6). Each function also has a shorter name without py-feat's suffix. Where
-py-feat returns a torch tensor, these functions return a tensor for tensors and an array for arrays.
+``from triton_face_client.pyfeat import extract_hog_features_batched``. Arguments and results are those of
+py-feat 2.1.5 (docs/SPEC.md, section 6); errors are those of `FaceFeatureClient`. Each function also has a
+shorter name without py-feat's suffix. Where py-feat returns a torch tensor, these functions return a tensor
+for tensors and an array for arrays.
 
 The functions use the server at ``TRITON_FACE_URL``, by default 127.0.0.1:8001. `connect` selects another
 server and sets the options of `FaceFeatureClient`; the argument `client` selects a client for one call.
@@ -31,10 +32,11 @@ HOG_SETTINGS = {
     "transform_sqrt": False,
     "block_normalization": "l2-hys",
 }
-"""Settings of py-feat's HOGLayer that match the service (SPEC section 4)."""
+"""Settings of py-feat's HOGLayer that match the service (docs/SPEC.md, section 4)."""
 
 CONVENTIONS = ("raw", "subject")
 
+# Has the module's client under the key "client" once a function has needed it.
 _default: dict[str, FaceFeatureClient] = {}
 _default_lock = threading.Lock()
 
@@ -45,7 +47,7 @@ def connect(url: str | None = None, **settings: Any) -> FaceFeatureClient:
     Parameters
     ----------
     url : str, optional
-        ``HOST:PORT``; by default ``TRITON_FACE_URL``.
+        ``HOST:PORT``; by default the environment variable ``TRITON_FACE_URL``.
     **settings
         Further parameters of `FaceFeatureClient`.
     """
@@ -75,7 +77,7 @@ def extract_hog_features(
     Returns
     -------
     features : ndarray of float32, shape (N, 5408)
-        HOG features; as in py-feat an array, even for tensors.
+        HOG features; an array even if the arguments are tensors, as in py-feat.
     aligned_landmarks : list of N ndarrays of int64, shape (68, 2)
         (x, y) in pixels of the aligned face.
 
@@ -149,7 +151,7 @@ def align_faces(
     *,
     client: FaceFeatureClient | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Align faces: py-feat's `align_faces_batched`. Parameters and errors are those of `extract_faces`.
+    """Align faces: py-feat's `align_faces_batched`. `extract_faces` describes the parameters and errors.
 
     Returns
     -------
@@ -158,7 +160,7 @@ def align_faces(
     aligned_landmarks : array or tensor of int64, shape (N, 68, 2)
         (x, y) in pixels of the aligned face.
     affine : array or tensor of float32, shape (N, 2, 3)
-        Map from frame pixels to aligned pixels.
+        Map from pixels of the frame to pixels of the aligned face.
     """
     client = client or _client()
     _check_alignment(client, face_size, box_enlarge)
@@ -213,23 +215,23 @@ def _client() -> FaceFeatureClient:
 
 
 def _check_hog_layer(layer: Any) -> None:
-    different = [
+    differences = [
         f"{name}={getattr(layer, name)!r}"
         for name, value in HOG_SETTINGS.items()
         if layer is not None and getattr(layer, name, value) != value
     ]
-    if different:
+    if differences:
         raise ValueError(
-            f"hog_layer has {', '.join(different)}, but the service computes {HOG_SETTINGS}: use py-feat for "
-            "other settings"
+            f"hog_layer has {', '.join(differences)}, but the service computes {HOG_SETTINGS}: use py-feat "
+            "for other settings"
         )
 
 
 def _check_alignment(client: FaceFeatureClient, face_size: int, box_enlarge: float) -> None:
-    served = client.model("align_mask").parameters
-    if (int(served["face_size"]), float(served["box_enlarge"])) != (face_size, box_enlarge):
+    configured = client.model("align_mask").parameters
+    if (int(configured["face_size"]), float(configured["box_enlarge"])) != (face_size, box_enlarge):
         raise ValueError(
             f"face_size={face_size} and box_enlarge={box_enlarge} are requested, but the server is "
-            f"configured to {served['face_size']} and {served['box_enlarge']}, parameters of align_mask's "
-            "config.pbtxt"
+            f"configured to {configured['face_size']} and {configured['box_enlarge']} (config.pbtxt of "
+            "align_mask): pass these values"
         )

@@ -1,4 +1,4 @@
-"""Synthetic faces for load tests: a drawn face's landmarks with random variation, over a smooth image."""
+"""Synthetic faces for load tests: smooth images, and the landmarks of a drawn face with random variation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,9 @@ def sample_faces(count: int, size: int = 112, seed: int = 0) -> tuple[NDArray[np
     scales = generator.uniform(0.35, 0.45, (count, 1, 1)) * size
     jitter = generator.normal(0, 0.01, (count, LANDMARK_COUNT, 2))
     landmarks = (drawn_face() + jitter) @ rotations.reshape(-1, 2, 2) * scales + size / 2
-    grid = np.linspace(0, 2 * np.pi, size, dtype=np.float32)
+    ramp = np.linspace(0, 2 * np.pi, size, dtype=np.float32)
     phases = generator.uniform(0, 2 * np.pi, (count, 3, 2, 1, 1)).astype(np.float32)
-    waves = np.sin(3 * grid[:, None] + phases[:, :, 0]) + np.sin(5 * grid[None, :] + phases[:, :, 1])
+    waves = np.sin(3 * ramp[:, None] + phases[:, :, 0]) + np.sin(5 * ramp[None, :] + phases[:, :, 1])
     return (127.5 + 60 * waves).astype(np.uint8), landmarks.astype(np.float32)
 
 

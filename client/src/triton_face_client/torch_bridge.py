@@ -20,10 +20,10 @@ def as_array(values: Any) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If `values` is a masked array with masked elements; their values are undefined.
+        If `values` is a masked array with masked elements, whose values are undefined.
     """
     if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
-        raise ValueError("the array has masked elements: fill them, landmarks that are missing with NaN")
+        raise ValueError("the array has masked elements: fill them, missing landmarks with NaN")
     if not is_tensor(values):
         return np.asarray(values)
     tensor = values.detach().cpu()
@@ -33,7 +33,7 @@ def as_array(values: Any) -> NDArray[Any]:
 
 
 def as_type_of(example: Any, values: NDArray[Any]) -> Any:
-    """Return `values` as a tensor on the device of `example` if that is a tensor or a list of tensors."""
+    """Return `values`; if `example` is a tensor or a list of tensors, as a tensor on its device."""
     if isinstance(example, list | tuple) and example:
         example = example[0]
     if not is_tensor(example):

@@ -1,4 +1,4 @@
-"""Calls in progress: their requests, their outputs so far, and the number of requests in flight."""
+"""Calls in progress: create their requests, collect their outputs, limit the requests in flight."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -34,9 +34,9 @@ class Call:
     outputs : tuple of str
         The requested outputs.
     invalid : dict of int to str
-        Faces that the client has found invalid and does not send, and the reasons.
+        Index of each face that the client has found invalid and does not send, and the reason.
     example : Any
-        If it is a tensor, the outputs are tensors on its device.
+        An argument of the call. For a tensor or a list of tensors, the outputs are tensors on that device.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Call:
         return self.all_started and not self._in_progress
 
     def next_request(self, options: CallOptions, transport: Transport) -> ActionGenerator | None:
-        """Return the generator of the next request, or None if all have been started."""
+        """Return the generator of the next request, or None if all requests have been started."""
         rows = next(self._batches, None)
         if rows is None:
             self.all_started = True
@@ -100,8 +100,8 @@ class Call:
 class CallWindow:
     """The calls in progress, with at most `in_flight` requests in flight.
 
-    Calls complete in their order. The answers of calls behind a slow call stay in memory, so the window holds
-    at most ``2 * in_flight`` calls.
+    Answers are returned in the order of the calls. While a call is slow, the answers of later calls stay in
+    memory; the window therefore holds at most ``2 * in_flight`` calls.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -111,7 +111,7 @@ class CallWindow:
 
     @property
     def has_room(self) -> bool:
-        """Whether another call can be added: all requests of the others have been started."""
+        """Whether another call can be added: the window is not full, and all requests have been started."""
         return len(self._calls) < 2 * self._max_in_flight and all(call.all_started for call in self._calls)
 
     @property
@@ -124,7 +124,7 @@ class CallWindow:
         self._calls.append(call)
 
     def next_request(self, options: CallOptions, transport: Transport) -> ActionGenerator | None:
-        """Return the generator of a request to start now, or None."""
+        """Return the generator of a request to start now, or None if no request can start."""
         for call in self._calls:
             if self._in_flight == self._max_in_flight:
                 return None
@@ -134,7 +134,7 @@ class CallWindow:
         return None
 
     def on_request_complete(self) -> None:
-        """Count a request as no longer in flight."""
+        """Record that a request has ended and is no longer in flight."""
         self._in_flight -= 1
 
     def pop_complete(self) -> Iterator[Answers]:

@@ -1,4 +1,4 @@
-"""The faces of a call: validated once, then split into requests within the limits on their size."""
+"""The faces of a call: validate them, and split them into requests of limited size."""
 
 import dataclasses
 import math
@@ -15,28 +15,29 @@ from triton_face_client.torch_bridge import as_array, is_tensor
 
 LANDMARK_COUNT = 68
 OUTER_EYE_CORNERS = (36, 45)
-"""Landmarks whose distance is the unit of length of `pose_mlp` (SPEC section 5)."""
+"""Landmarks whose distance is the unit of length of `pose_mlp` (docs/SPEC.md, section 5)."""
 
 MAX_FLOAT_PIXEL = 2.0
-"""Floating frames are in [0, 1]; interpolation may overshoot. Larger values suggest a range of 0 to 255."""
+"""Floating frames are in [0, 1], or slightly outside after interpolation. Larger values suggest 0 to 255."""
 
 MAX_NORMALIZED_LANDMARK = 2.0
-"""Normalized landmarks are fractions of the frame, 0 to 1, or slightly outside it at the frame's edge."""
+"""Landmarks up to this value count as normalized: fractions of the frame, 0 to 1 or slightly outside."""
 
 MAX_REQUEST_BYTES = 64 * 2**20
-"""Maximum bytes of the frames in a request of several faces. A larger frame is a request by itself.
+"""Maximum bytes of the frames in a request of several faces. A larger frame is sent alone.
 
-The value keeps requests below all limits on their size:
+The value keeps such requests below all limits on their size:
 
 - gRPC's limit of 2 GB (2**31 - 1 bytes) per message;
-- `max_request_pixels` of align_mask: 64 MiB are at most 22 million pixels (UINT8, 3 bytes a pixel);
+- align_mask's parameter `max_request_pixels`: 64 MiB hold at most 22 million pixels (UINT8, 3 bytes each);
 - the server's /dev/shm (1 GiB in a pod), through which requests reach align_mask's stub processes.
 
-`max_frame_pixels` of align_mask limits a single frame; its default is 3840 x 2160, 100 MB in FP32.
+align_mask's parameter `max_frame_pixels` limits a single frame. Its default is 3840 x 2160 pixels, which
+are 100 MB in FP32.
 """
 
 MAX_FRAME_BYTES = MAX_GRPC_MESSAGE_SIZE - 2**20
-"""Largest frame that fits into a gRPC message, with room for the rest of the message."""
+"""Bytes of the largest frame that fits into a gRPC message. 1 MiB is left for the rest of the message."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -50,8 +51,8 @@ class Faces:
     landmarks : ndarray, shape (N, 68, 2)
         Landmarks (x, y) in pixels of the frames.
     frames : ndarray or tensor, shape (N, 3, H, W), or list of N ndarrays of shape (3, H, W), or None
-        uint8 or floating. A tensor only if the transport reads it on the GPU; None if the model needs
-        landmarks only.
+        uint8 or floating. A tensor if the transport reads it on the GPU; None if the model needs landmarks
+        only.
     """
 
     landmarks: NDArray[Any]
@@ -62,9 +63,10 @@ class Faces:
         return len(self.landmarks)
 
     def batches(self, batch_size: int, excluded: Collection[int] = ()) -> Iterator[NDArray[np.intp]]:
-        """Yield the indices of each request's faces.
+        """Yield the indices of each request's faces, without the `excluded` faces.
 
-        A request has at most `batch_size` faces and `MAX_REQUEST_BYTES` of frames, all of one shape and type.
+        A request has at most `batch_size` faces and `MAX_REQUEST_BYTES` of frames. All its frames have one
+        shape and type.
         """
         included = np.setdiff1d(np.arange(len(self)), list(excluded))
         for group in self._groups_of_equal_frames(included):
@@ -73,7 +75,7 @@ class Faces:
                 yield group[first : first + count]
 
     def tensors(self, rows: NDArray[np.intp]) -> dict[str, Any]:
-        """Return the input tensors of a request with these faces, in the types of the service."""
+        """Return the input tensors of a request by name: FP32 landmarks, and UINT8 or FP32 frames."""
         tensors = {"LANDMARKS": np.ascontiguousarray(self.landmarks[rows], dtype=np.float32)}
         if self.frames is None:
             return tensors
@@ -103,7 +105,7 @@ class Faces:
 
 
 def validate_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
-    """Validate the arguments of a call.
+    """Validate the arguments of a call and return its faces.
 
     Parameters
     ----------
@@ -112,13 +114,18 @@ def validate_faces(frames: Any, landmarks: Any, on_gpu: bool = False) -> Faces:
     landmarks : array or tensor, shape (N, 68, 2)
         (x, y) in pixels of the frames.
     on_gpu : bool
-        Whether a tensor of frames stays on its device.
+        Whether a tensor of frames stays on its device instead of becoming an array.
 
     Raises
     ------
     ValueError
-        If a shape or a type differs, the numbers of frames and landmarks differ, landmarks are normalized, or
-        a frame exceeds `MAX_FRAME_BYTES`.
+        If a shape or type differs from these, the numbers of frames and landmarks differ, landmarks are
+        normalized, or a frame exceeds `MAX_FRAME_BYTES`.
+
+    Warns
+    -----
+    UserWarning
+        If floating frames seem to be from 0 to 255.
     """
     points = validate_landmarks(landmarks)
     if isinstance(frames, Sequence):
@@ -158,7 +165,7 @@ def validate_landmarks(landmarks: Any) -> NDArray[Any]:
 
 
 def faces_without_pose(landmarks: NDArray[Any]) -> dict[int, str]:
-    """Find faces whose pose is undefined; `pose_mlp` rejects none of them.
+    """Find faces whose pose is undefined. The model `pose_mlp` does not check its input.
 
     Parameters
     ----------
@@ -167,9 +174,9 @@ def faces_without_pose(landmarks: NDArray[Any]) -> dict[int, str]:
     Returns
     -------
     dict of int to str
-        Index of each such face, and the reason.
+        Index of each of these faces, and the reason.
     """
-    # A value beyond the range of float32, the type of the request, becomes infinite.
+    # Requests contain float32; values beyond its range become infinite.
     with np.errstate(over="ignore"):
         finite = np.isfinite(landmarks.astype(np.float32)).all(axis=2)
     right_corner, left_corner = landmarks[:, OUTER_EYE_CORNERS[0]], landmarks[:, OUTER_EYE_CORNERS[1]]
@@ -218,7 +225,7 @@ def _check_size(frame: Any) -> None:
 
 
 def _request_bytes(frame: Any) -> int:
-    """Return the bytes of a frame in a request: UINT8 or FP32."""
+    """Return the bytes of a frame in a request, as UINT8 or FP32."""
     return int(math.prod(frame.shape)) * (1 if is_uint8(frame) else 4)
 
 

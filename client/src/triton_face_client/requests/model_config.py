@@ -9,7 +9,7 @@ from tritonclient.utils import triton_to_np_dtype
 from triton_face_client.transports.base import TensorSpec
 
 DEFAULT_BATCH_SIZE = 32
-"""Faces per request, if the server allows as many. Larger requests were not faster when measured."""
+"""Faces per request, unless the server's maximum is smaller. Larger requests were no faster when measured."""
 
 ENSEMBLE_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
 ALIGN_MASK_OUTPUTS = ("MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE", "MASK")

@@ -36,10 +36,11 @@ from triton_face_client.transports.base import (
 )
 
 INVALID_FACE = re.compile(r"\bface (\d+): (.*?)(?=; face \d+: |; and \d+ more|$)")
-"""Index in the request, and reason, of an invalid face in align_mask's error message."""
+"""Index (within the request) and reason of an invalid face, in align_mask's error message."""
 UNNAMED_FACES = re.compile(r"; and (\d+) more$")
-"""Number of further invalid faces that the message does not name."""
+"""Number of further invalid faces, which the message does not name."""
 
+# Parts of Triton's error messages.
 UNKNOWN_REGION = "Unable to find shared memory region"
 REGION_IN_USE = "currently in use"
 
@@ -47,14 +48,14 @@ MIN_TIMEOUT = 1e-3
 """Seconds. gRPC treats a non-positive timeout as no timeout."""
 
 DRAIN_SECONDS = 2.0
-"""How long a client that closes waits for requests in flight whose calls have ended early.
+"""Maximum time, in seconds, that `close` waits for requests of calls that were cancelled or have failed.
 
 The client never cancels a request: Triton 2.51 has crashed (SIGSEGV in its gRPC endpoint) about once in a few
-thousand cancellations. The server computes such requests within milliseconds.
+thousand cancellations. The server completes these requests within milliseconds.
 """
 
 UNREGISTER_TRIES, UNREGISTER_WAIT = 100, 0.05
-"""Tries, and seconds between them: Triton keeps a region until the requests that use it have ended."""
+"""Number of tries to unregister a region, and seconds between them. Triton keeps it while requests use it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +109,19 @@ class Send:
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """Wait this time."""
+    """Wait for `seconds`."""
 
     seconds: float
 
 
 Action = Send | Wait | ManageRegion
 ActionGenerator = Generator[Action, Any, Any]
-"""Yields actions; receives the result of each."""
+"""Yields actions, and receives the result of each."""
 
 InvalidFaces = dict[int, str]
 """Index of each invalid face in the call, and the reason."""
 RequestGenerator = Generator[Action, Any, InvalidFaces]
+"""An action generator that returns the invalid faces of its request."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,8 @@ class BatchRequest:
     outputs : tuple of str
         The requested outputs.
     store : callable of (ndarray of int, dict of str to ndarray)
-        Stores copies of the outputs of these faces. The arrays may be views of shared memory.
+        Receives indices of faces and their outputs. It must copy the outputs, which may be views of shared
+        memory.
     """
 
     model: Model
@@ -150,8 +153,8 @@ class BatchRequest:
 def run_request(request: BatchRequest, options: CallOptions, transport: Transport) -> RequestGenerator:
     """Send a request, with retries, until its outputs are stored.
 
-    If the server rejects it for invalid faces and `options.skip_invalid` is set, the remaining faces are sent
-    again without them.
+    If the server rejects the request for invalid faces and `options.skip_invalid` is set, the client sends
+    the other faces again.
 
     Returns
     -------
@@ -201,10 +204,10 @@ def _send_with_retries(
         try:
             yield from _send_once(request, rows, options, transport)
         except FaceServiceError:
-            # Raised by the client itself; final.
+            # The client raises these errors itself; a retry would not help.
             raise
         except InferenceServerException as error:
-            # A server that has restarted does not know the region; the next try registers another one.
+            # A server that has restarted does not know the region. The next try registers another region.
             region_is_unknown = UNKNOWN_REGION in (error.message() or "")
             wait = next(waits, None) if region_is_unknown or is_retryable(error) else None
             if wait is None:
@@ -264,16 +267,16 @@ def _register(
 
 
 def _unregister_regions(transport: Transport) -> Generator[Action, Any, bool]:
-    """Unregister the regions that are no longer used; return whether the server responds."""
+    """Unregister the discarded regions; return whether the server responds in time."""
     for action in transport.pop_unregistrations():
         try:
             yield action
         except InferenceServerException as error:
             if error.status() == DEADLINE_EXCEEDED:
                 return False
-            # After any other error the server no longer has the region.
             if REGION_IN_USE in (error.message() or ""):
                 transport.requeue_unregistration(action)
+            # After any other error the server does not have the region.
     return True
 
 

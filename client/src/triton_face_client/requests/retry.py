@@ -1,9 +1,9 @@
-"""Which failed requests are sent again, and after which wait.
+"""Rules for retries: which errors are retryable, and the waits between tries.
 
-A request is a pure function of its faces, so sending it twice does no harm. The client retries when a later
-try can succeed: the server is unreachable, is stopping or has full queues. It never retries a request that
-the server rejects for its content, nor a request that timed out, because a retry would double the load of a
-slow server.
+The response depends on the faces only, so a request can be sent twice without harm. The client retries when a
+later try can succeed: the server is unreachable, is stopping or has full queues. It does not retry a request
+that the server rejects for its content. Nor does it retry a request that timed out, because a retry would
+double the load of a slow server.
 """
 
 import dataclasses
@@ -13,37 +13,37 @@ from collections.abc import Iterator
 from tritonclient.utils import InferenceServerException
 
 RETRYABLE_STATUS = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
-"""Server unreachable or stopping, or queue full. A stopping server cancels requests in progress."""
+"""UNAVAILABLE: server unreachable or stopping, or queue full. CANCELLED: server stops during the request."""
 
 RETRYABLE_MESSAGES = (
     "Exceeds maximum queue size",
-    # INTERNAL: the stub process of a Python model has died.
+    # With status INTERNAL: the stub process of a Python model has died.
     "Stub process",
-    # NOT_FOUND: a stopping server has unloaded the model, which the client has used before.
+    # With status NOT_FOUND, for a model that the server had: the server is stopping and has unloaded it.
     "Request for unknown model",
 )
-"""Triton's messages for temporary failures that have another status."""
+"""Parts of Triton's messages for temporary failures, which may have other statuses."""
 
 RESTRICTED_ENDPOINT = "This protocol is restricted"
-"""Start of Triton's UNAVAILABLE message for a caller without the key of a restricted endpoint."""
+"""Start of Triton's UNAVAILABLE message for a request without the key of a restricted endpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retry:
-    """How long, and at which intervals, a request is sent again.
+    """Total time of a request's retries, and the waits between them.
 
-    Waits follow exponential backoff with full jitter: each wait is uniform between 0 and a bound that
-    doubles from try to try (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    The waits follow exponential backoff with full jitter: each wait is random, uniform between 0 and a bound
+    that doubles from try to try (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
 
     Parameters
     ----------
     seconds : float
-        Total wait of a request before its error is raised; 0 sends every request once. The default covers
-        the restart of a server including the loading of its models.
+        Maximum sum of a request's waits, after which the last error is raised. 0 sends every request once.
+        The default covers the restart of a server, including the loading of its models.
     first : float
-        Bound of the first wait, in seconds.
+        Upper bound of the first wait, in seconds.
     longest : float
-        Largest bound, in seconds.
+        Upper bound of all waits, in seconds.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Retry:
         while left > 0:
             wait = min(random.uniform(0, bound), left)
             yield wait
-            # Each try uses up a minimum, so that a series of short waits ends.
+            # Subtract a minimum for each try, so that the number of tries is limited.
             left -= max(wait, 0.1 * bound)
             bound = min(2 * bound, self.longest)
 

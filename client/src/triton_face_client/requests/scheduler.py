@@ -1,4 +1,4 @@
-"""Concurrent requests in one thread, without I/O."""
+"""Interleave the generators of concurrent requests in one thread, without I/O."""
 
 import heapq
 import itertools
@@ -19,16 +19,17 @@ class Scheduler:
     Parameters
     ----------
     perform : callable of (Send or ManageRegion, callback)
-        Starts an action and returns at once. The callback receives the action's result and error, one of
-        them None, in any thread.
+        Starts an action and returns at once. The callback receives the action's result and None, or None and
+        its error; it may run in any thread.
     """
 
     def __init__(self, perform: Perform) -> None:
         self._perform = perform
         self._results: queue.SimpleQueue[tuple[ActionGenerator, Any, Exception | None]] = queue.SimpleQueue()
         self._running: set[ActionGenerator] = set()
-        self._waiting: list[tuple[float, int, ActionGenerator]] = []  # a heap
-        self._order = itertools.count()
+        # Heap of (time to resume, tie-breaker, generator).
+        self._waiting: list[tuple[float, int, ActionGenerator]] = []
+        self._tie_breakers = itertools.count()
         self._completed = 0
 
     def start(self, generator: ActionGenerator) -> None:
@@ -37,7 +38,7 @@ class Scheduler:
         self._resume(generator)
 
     def run_until_one_completes(self) -> None:
-        """Run the started generators until one has returned; raise its error if it fails."""
+        """Run the started generators until one of them returns or raises an error."""
         while not self._completed:
             if self._waiting and self._waiting[0][0] <= time.monotonic():
                 self._resume(heapq.heappop(self._waiting)[2])
@@ -50,7 +51,7 @@ class Scheduler:
         self._completed -= 1
 
     def close(self) -> None:
-        """Close all generators. Requests that have been sent are not cancelled (see `DRAIN_SECONDS`)."""
+        """Close all generators. This does not cancel requests that have been sent (see `DRAIN_SECONDS`)."""
         for generator in self._running:
             generator.close()
 
@@ -66,6 +67,6 @@ class Scheduler:
             return
         if isinstance(action, Wait):
             wakeup = time.monotonic() + action.seconds
-            heapq.heappush(self._waiting, (wakeup, next(self._order), generator))
+            heapq.heappush(self._waiting, (wakeup, next(self._tie_breakers), generator))
         else:
             self._perform(action, lambda result, error: self._results.put((generator, result, error)))

@@ -1,4 +1,4 @@
-"""The interface of a transport: how the tensors of a request reach the server and return from it.
+"""The interface of a transport, which carries the tensors of requests and responses.
 
 `grpc_message`, `system_shared_memory` and `cuda_shared_memory` implement it. For each request a `Transport`
 provides a `RequestBuffer`, which turns tensors into tritonclient's inputs and outputs and reads the response.
@@ -16,15 +16,16 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from triton_face_client.errors import FaceServiceError
 
 INPUT_TYPES = {"FRAMES": "FP32", "FRAMES_UINT8": "UINT8", "LANDMARKS": "FP32"}
+"""Triton's data type of each input."""
 
 TensorSpec = tuple[np.dtype[Any], tuple[int, ...]]
 """Type and shape of a tensor."""
 
 TensorSpecs = Mapping[str, TensorSpec]
-"""Name, type and shape of tensors; shapes include the dimension of the faces."""
+"""Type and shape of tensors by name. The first dimension of each shape is the number of faces."""
 
 Callback = Callable[[Any, Exception | None], None]
-"""Receives the result of an action, or None and the error of the action."""
+"""Receives an action's result and None, or None and its error."""
 
 MANAGE_TIMEOUT = 10.0
 """Seconds. A healthy server registers or unregisters a region within milliseconds."""
@@ -58,7 +59,7 @@ class RequestBuffer(Protocol):
     """Memory for the tensors of one request: the gRPC message or a shared-memory region."""
 
     def start_registration(self) -> ManageRegion | None:
-        """Return the action that registers the memory with the server, or None if none is needed."""
+        """Return the action that registers the memory with the server, or None if that is not needed."""
 
     def mark_registered(self) -> None:
         """Record that the server has registered the memory."""
@@ -88,11 +89,11 @@ class Transport(Protocol):
         """Return and clear the actions that unregister released regions."""
 
     def requeue_unregistration(self, action: ManageRegion) -> None:
-        """Keep an action for another try, because the server still uses the region."""
+        """Keep an action for another try. Call this if the server still uses the region."""
 
     @property
     def has_unregistrations(self) -> bool:
-        """Whether actions that unregister regions are left."""
+        """Whether `pop_unregistrations` would return an action."""
 
 
 def create_input(name: str, values: Any) -> InferInput:

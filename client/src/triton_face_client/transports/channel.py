@@ -13,10 +13,10 @@ ADDRESS = re.compile(r"(?P<host>[^/\[\]:\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5
 TARGET = re.compile(r"(dns|ipv4|ipv6|unix|xds):.+")
 
 RECONNECT_MS = 2000
-"""Maximum wait between attempts to connect to an unreachable server; gRPC's default is two minutes."""
+"""Maximum wait between attempts to connect to an unreachable server. gRPC's default is two minutes."""
 
 RESOLVE_MS = 5000
-"""Minimum time between two DNS look-ups of a name; gRPC's default, 30 s, would find new pods late."""
+"""Minimum time between two DNS look-ups of a name. With gRPC's default, 30 s, new pods are found late."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tls:
     certificate_chain, private_key : path, optional
         PEM files of the client's certificate and key; both or neither.
     server_name : str, optional
-        Name in the server's certificate, if the address has another.
+        Name in the server's certificate, if it differs from the host in the address.
     """
 
     root_certificates: str | Path | None = None
@@ -40,7 +40,7 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files; raise a ValueError for a file that cannot be read."""
+        """Read the files. Raise a ValueError if a file is unreadable, or chain or key is given alone."""
         if (self.certificate_chain is None) != (self.private_key is None):
             raise ValueError("certificate_chain and private_key belong together: give both or neither")
         return grpc.ssl_channel_credentials(
@@ -56,9 +56,9 @@ def target(url: str | Sequence[str]) -> str:
     Parameters
     ----------
     url : str or sequence of str
-        ``HOST:PORT`` each, or one target in gRPC's syntax, such as ``dns:///faces.lab:8001``. gRPC resolves
-        the name of a single address again whenever a connection is lost. The names of several addresses are
-        resolved once, by this function.
+        One or more ``HOST:PORT``, or a single target in gRPC's syntax, such as ``dns:///faces.lab:8001``.
+        gRPC resolves a single host name again whenever a connection is lost. This function resolves the host
+        names of several addresses once.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def target(url: str | Sequence[str]) -> str:
 def channel_options(
     url: str | Sequence[str], tls: Tls | None, keepalive: KeepAliveOptions
 ) -> list[tuple[str, str | int]]:
-    """Return the channel options: tritonclient's, round robin over the addresses, quick reconnection."""
+    """Return tritonclient's channel options, with round robin over the addresses and quick reconnection."""
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
         ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
@@ -93,15 +93,15 @@ def channel_options(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
         ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS),
-        # Connections of this client only. Clients of one process otherwise share them, together with the
-        # reconnection backoff that another client's failures have caused.
+        # Without this option the clients of a process share connections. A new client would then inherit the
+        # reconnection backoff that an earlier client's failures have caused.
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if tls is None:
         return options
     name = tls.server_name
     if name is None and not isinstance(url, str) and len(url) > 1:
-        # The target has IP addresses; the certificate has the name of the first address.
+        # The target contains IP addresses, but the certificate has a host name: that of the first address.
         name = _host(url[0])
     return options + ([("grpc.ssl_target_name_override", name)] if name else [])
 
@@ -109,10 +109,10 @@ def channel_options(
 def _resolved(address: str) -> str:
     host, port = _host(address), address.rpartition(":")[2]
     try:
-        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+        resolved = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         raise ValueError(f"the host of {address!r} cannot be resolved to an IPv4 address: {error}") from error
-    return f"{found[0][4][0]}:{port}"
+    return f"{resolved[0][4][0]}:{port}"
 
 
 def _host(address: str) -> str:

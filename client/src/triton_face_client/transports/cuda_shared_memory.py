@@ -1,8 +1,8 @@
 """CUDA shared memory: frames reach a server on the same machine through the memory of its GPU.
 
-Frames that are torch tensors on that GPU are copied within it and never reach the host. The other tensors are
-small and travel in the gRPC message. tritonclient's utilities do the work; they need the package cuda-python
-(extra `cuda`).
+Frames that are torch tensors on that GPU are copied on the GPU and never to the host. The other tensors are
+small and travel in the gRPC message. This module uses tritonclient's utilities, which need the package
+cuda-python (extra `cuda`).
 """
 
 import contextlib
@@ -24,6 +24,15 @@ FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
 
 class CudaRegion(MessageBuffer):
     """A region of GPU memory that holds the frames of a request.
+
+    Parameters
+    ----------
+    cuda : module
+        `tritonclient.utils.cuda_shared_memory`.
+    size : int
+        Bytes.
+    device : int
+        Index of the GPU.
 
     Attributes
     ----------
@@ -48,11 +57,11 @@ class CudaRegion(MessageBuffer):
         except cuda.CudaSharedMemoryException as error:
             raise FaceServiceError(
                 f"cannot allocate memory on GPU {device} ({error}): choose another GPU with cuda_device, or "
-                "shm=False, which needs none"
+                "use shm=False, which needs no GPU"
             ) from error
 
     def set_outputs(self, outputs: TensorSpecs) -> None:
-        """Set the outputs of the next request."""
+        """Set names, types and shapes of the next request's outputs, which travel in the gRPC message."""
         self._outputs = outputs
 
     def start_registration(self) -> ManageRegion | None:
@@ -105,7 +114,7 @@ class CudaSharedMemoryTransport(RegionPool[CudaRegion]):
     def __init__(self, device: int) -> None:
         try:
             from tritonclient.utils import cuda_shared_memory
-        # tritonclient raises it if cuda-python is missing.
+        # tritonclient raises RuntimeError if cuda-python is missing.
         except RuntimeError as error:
             raise ValueError(
                 "shm='cuda' needs the package cuda-python: pip install 'triton-face-client[cuda]'"
@@ -116,7 +125,7 @@ class CudaSharedMemoryTransport(RegionPool[CudaRegion]):
 
     @contextlib.contextmanager
     def acquire_buffer(self, inputs: Mapping[str, Any], outputs: TensorSpecs) -> Iterator[MessageBuffer]:
-        """Provide a region that holds the frames; a message if the request has none."""
+        """Provide a region for the frames, or a message if the request has no frames."""
         frames = next((inputs[name] for name in FRAME_INPUTS if name in inputs), None)
         if frames is None:
             yield MessageBuffer(outputs)

@@ -11,7 +11,13 @@ from triton_face_client.transports.base import ManageRegion, TensorSpecs, check_
 
 
 class MessageBuffer:
-    """The tensors of one request, inside its message."""
+    """The tensors of one request, inside its message.
+
+    Parameters
+    ----------
+    outputs : mapping of str to TensorSpec
+        Type and shape of each requested output.
+    """
 
     def __init__(self, outputs: TensorSpecs) -> None:
         self._outputs = outputs
@@ -39,7 +45,7 @@ class MessageBuffer:
 
 
 class MessageTransport:
-    """The transport inside gRPC messages. It keeps no memory."""
+    """The transport inside gRPC messages. It has no memory to release or to register."""
 
     has_unregistrations = False
 
@@ -49,7 +55,7 @@ class MessageTransport:
         inputs: Mapping[str, Any],  # noqa: ARG002
         outputs: TensorSpecs,
     ) -> Iterator[MessageBuffer]:
-        """Provide a message."""
+        """Provide the buffer of a message."""
         yield MessageBuffer(outputs)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The thread in which the blocking client calls gRPC.
 
-The caller's thread makes no gRPC calls. There, Ctrl-C raises KeyboardInterrupt between any two steps of
-Python code; inside gRPC's Python code it would leave a lock of gRPC acquired, and the next call would block
-forever.
+Ctrl-C raises KeyboardInterrupt at any step of the main thread's Python code. Inside gRPC's Python code, it
+would leave a lock of gRPC acquired, and the next call would block forever. The caller's thread, which may be
+the main thread, therefore makes no gRPC calls.
 """
 
 import queue
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class IoThread:
-    """A daemon thread that runs functions one after the other."""
+    """A daemon thread that runs submitted functions one after the other."""
 
     def __init__(self) -> None:
         self._functions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -25,7 +25,7 @@ class IoThread:
         self._start()
 
     def submit(self, function: Callable[[], Any], callback: Callback) -> None:
-        """Run a function in the thread; the thread then runs `callback`."""
+        """Run a function in the thread, then `callback` with its result and None, or None and its error."""
 
         def run() -> None:
             try:
@@ -38,9 +38,10 @@ class IoThread:
         self._put(run)
 
     def submit_async(self, function: Callable[[Callback], Any], callback: Callback) -> None:
-        """Run a function in the thread that starts an asynchronous call, such as `async_infer`.
+        """Run in the thread a function that starts an asynchronous call, such as `async_infer`.
 
-        The function receives the callback of that call. gRPC runs `callback` in one of its threads.
+        The function receives the callback to pass to that call. When the call ends, `callback` runs in a
+        thread of gRPC.
         """
         token = object()
         self._in_flight.add(token)
@@ -74,16 +75,17 @@ class IoThread:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End the thread after the functions submitted so far."""
+        """End the thread once it has run the functions submitted so far."""
         self._functions.put(None)
 
     def _put(self, function: Callable[[], None]) -> None:
-        if not self._thread.is_alive():  # in the child process after a fork
+        # A child process after a fork does not have the thread.
+        if not self._thread.is_alive():
             self._start()
         self._functions.put(function)
 
     def _start(self) -> None:
-        # A daemon, so that a client that was not closed does not keep the process alive.
+        # A client that was never closed must not keep the process alive, so the thread is a daemon.
         self._thread = threading.Thread(
             target=_run_functions, args=(self._functions,), daemon=True, name="triton-face-io"
         )
@@ -93,5 +95,5 @@ class IoThread:
 def _run_functions(functions: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
     while (function := functions.get()) is not None:
         function()
-        # Its last function must not keep a client alive that nobody uses any more.
+        # A reference to the last function would keep the client from garbage collection.
         del function

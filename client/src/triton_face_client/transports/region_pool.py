@@ -12,7 +12,7 @@ from triton_face_client.errors import INVALID_ARGUMENT
 from triton_face_client.transports.base import ManageRegion
 
 SIZE_MULTIPLE = 2**20
-"""Bytes. Region sizes are multiples of it, so that requests of similar size can share regions."""
+"""Bytes. Region sizes are multiples of this, so that requests of similar size can use the same region."""
 
 
 class Region(Protocol):
@@ -45,7 +45,7 @@ class RegionPool(Generic[RegionT]):
     Parameters
     ----------
     create_region : callable
-        Creates a region of a size in bytes.
+        Creates a region; the argument is its size in bytes.
     unregister_method : str
         Name of tritonclient's method that unregisters a region.
     """
@@ -61,8 +61,8 @@ class RegionPool(Generic[RegionT]):
     def acquire_region(self, size: int) -> Iterator[RegionT]:
         """Provide a region of at least `size` bytes until the context ends.
 
-        The region is reused after a response, including a rejection for invalid faces. After any other error
-        it is discarded: the server may still write to it, or may have restarted without it.
+        After a response or a rejection for invalid faces, the pool reuses the region. After any other error
+        it discards the region: the server may still write to it, or may have restarted and not know it.
         """
         region = self._pop_free(size) or self._create_region(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE)
         is_reusable = False
@@ -93,13 +93,13 @@ class RegionPool(Generic[RegionT]):
         return actions
 
     def requeue_unregistration(self, action: ManageRegion) -> None:
-        """Keep an action for another try, because the server still uses the region."""
+        """Keep an action for another try. Call this if the server still uses the region."""
         with self._lock:
             self._unregistrations.append(action)
 
     @property
     def has_unregistrations(self) -> bool:
-        """Whether discarded regions are left that the server may have registered."""
+        """Whether `pop_unregistrations` would return an action."""
         return bool(self._unregistrations)
 
     def _pop_free(self, size: int) -> RegionT | None:
@@ -107,8 +107,8 @@ class RegionPool(Generic[RegionT]):
             smallest_fit = bisect.bisect_left(self._free, size, key=_size)
             if smallest_fit < len(self._free):
                 return self._free.pop(smallest_fit)
-            # All free regions are too small. The caller creates one; the smallest is discarded, so that
-            # requests of growing size do not accumulate regions.
+            # All free regions are too small, and the caller creates a larger region. Discard the smallest, so
+            # that requests of growing size do not accumulate regions.
             too_small = self._free.pop(0) if self._free else None
         if too_small is not None:
             self._discard(too_small)

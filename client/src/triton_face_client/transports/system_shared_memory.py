@@ -27,7 +27,7 @@ from triton_face_client.transports.region_pool import RegionPool
 DEV_SHM = Path("/dev/shm")
 
 ALIGNMENT = 64
-"""Alignment of tensors in a region, in bytes: a cache line."""
+"""Bytes, alignment of tensors in a region: the size of a cache line."""
 
 
 class SystemRegion:
@@ -38,7 +38,7 @@ class SystemRegion:
     name : str
         Name under which the region is registered with the server.
     key : str
-        Its name in /dev/shm until the server has mapped it.
+        Name of its file in /dev/shm, after a slash. The file exists until the server has mapped the region.
     size : int
         Bytes.
     registration_sent : bool
@@ -97,7 +97,7 @@ class SystemRegion:
         """Release the memory."""
         self._remove_name()
         self._arrays = {}
-        # The traceback of an error may hold views of the region. The memory is then freed with them.
+        # The traceback of an error may refer to arrays in the region, which keep the memory mapped.
         with contextlib.suppress(BufferError):
             self._memory.close()
 
@@ -125,17 +125,17 @@ class SystemSharedMemoryTransport(RegionPool[SystemRegion]):
 
 
 def _create_shared_memory(name: str, size: int) -> shared_memory.SharedMemory:
-    """Create shared memory, or leave no file of it in /dev/shm."""
+    """Create shared memory; if that fails or is interrupted, remove its file from /dev/shm."""
     try:
         return shared_memory.SharedMemory(name=name, create=True, size=size)
     except BaseException:
-        # Ctrl-C between the file's creation and its entry with the resource tracker, which would remove it.
+        # Python's resource tracker would remove the file, but may not know it yet when Ctrl-C interrupts.
         (DEV_SHM / name).unlink(missing_ok=True)
         raise
 
 
 def _aligned_bytes(tensor: TensorSpec) -> int:
-    """Return the bytes of a tensor, rounded up to the alignment of the next one."""
+    """Return the bytes of a tensor, rounded up to a multiple of `ALIGNMENT`."""
     datatype, shape = tensor
     size = int(np.prod(shape)) * datatype.itemsize
     return -(-size // ALIGNMENT) * ALIGNMENT
