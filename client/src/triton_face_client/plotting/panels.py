@@ -57,7 +57,7 @@ def draw_hog(panel: Axes, features: NDArray[np.float32], face_size: int, width: 
     # A face of uniform colour has only zeros.
     opacities = cells.ravel() / max(cells.max(), np.finfo(np.float32).tiny)
     panel.add_collection(
-        # Rasterized in PDF and SVG too: sixty faces have a hundred thousand strokes.
+        # Rasterize the strokes in PDF and SVG, too: sixty faces have a hundred thousand of them.
         LineCollection(strokes, colors="white", alpha=opacities, linewidths=width, rasterized=True)
     )
     panel.set(xlim=(0, face_size), ylim=(face_size, 0), aspect="equal", facecolor="black")
@@ -80,7 +80,7 @@ def cell_strengths(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def head_rotation(pose: Float) -> NDArray[np.float64]:
-    """Return the head's rotation ``[3, 3]`` in camera axes for a raw pose ``[6]`` (`subject_pose`)."""
+    """Return the head's rotation ``[3, 3]`` in camera axes for a raw pose ``[6]`` (see `subject_pose`)."""
     (cos_a, cos_b, cos_c), (sin_a, sin_b, sin_c) = np.cos(pose[:3]), np.sin(pose[:3])
     about_x = np.array([[1, 0, 0], [0, cos_a, -sin_a], [0, sin_a, cos_a]])
     about_y = np.array([[cos_b, 0, sin_b], [0, 1, 0], [-sin_b, 0, cos_b]])
@@ -102,8 +102,8 @@ def pose_axes(pose: Float, image_to_picture: Float) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of float64, shape (3, 2)
-        Axes of length 1 in the image. For a frontal face: x to the image's right, y down, z towards the
-        camera.
+        Projections of unit vectors along the head's axes x, y and z. On a frontal face, x points to the
+        image's right, y down and z towards the camera, so its projection is zero.
     """
     rotation = head_rotation(pose)
     # The head's z axis points away from the camera; the picture shows its opposite, along the nose.
@@ -115,7 +115,7 @@ def pose_axes(pose: Float, image_to_picture: Float) -> NDArray[np.float64]:
 def draw_axes(
     panel: Axes, nose: NDArray[Any], axes: NDArray[np.float64], colors: Sequence[str], width: float
 ) -> None:
-    """Draw the head's axes ``[3, 2]`` as arrows from the tip of the nose; nothing for a pose of NaN."""
+    """Draw the head's axes ``[3, 2]`` as arrows from the tip of the nose; draw nothing for NaN."""
     if not np.isfinite(axes).all():
         return
     for axis, color in zip(axes, colors, strict=True):
