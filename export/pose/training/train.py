@@ -19,7 +19,7 @@ from export.pose.training.dataset import Faces, synthetic_faces, with_mirrored
 from export.pose.training.landmarker_noise import TRAINING_POINT_OFFSET
 
 DEFAULT_OUT = Path("build/pose_mlp.safetensors")
-"""Not the shipped checkpoint, so that you can evaluate a new one before you replace it."""
+"""Differs from the shipped checkpoint, so that you can evaluate a new checkpoint before you replace it."""
 
 STEPS = 11_000
 FACES_PER_STEP = 512

@@ -133,7 +133,7 @@ def _checked_rows(table: LandmarkTable, rows: Sequence[int], landmarks: Path) ->
 def _find_named_media(
     table: LandmarkTable, rows: NDArray[np.int64], landmarks: Path
 ) -> tuple[LandmarkTable, list[Path]]:
-    """Find the files that the table names in `rows`; return them, and the table with their paths as source."""
+    """Find the files that the table names in `rows`; return the table with their paths, and the paths."""
     sources = [] if table.source is None else [table.source[row] for row in rows]
     names = dict.fromkeys(source for source in sources if source)
     if not names:

@@ -122,7 +122,7 @@ def run(
 
 
 def _warnings(table: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
-    """Warn if the table names files, but not the only given file."""
+    """Return a warning if the table names files, but not the only given file."""
     if table.source is None or len(media) > 1:
         return []
     names = {PureWindowsPath(source).name for source in table.source if source}

@@ -103,7 +103,7 @@ def pose_axes(pose: Float, image_to_picture: Float) -> NDArray[np.float64]:
     -------
     ndarray of float64, shape (3, 2)
         Projections of unit vectors along the head's axes x, y and z. On a frontal face, x points to the
-        image's right, y down and z towards the camera, so its projection is zero.
+        image's right, y down, and z towards the camera (projection 0).
     """
     rotation = head_rotation(pose)
     # The head's z axis points away from the camera; the picture shows its opposite, along the nose.
