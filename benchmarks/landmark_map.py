@@ -62,7 +62,7 @@ SMALLEST_CROP = 256
 """Smallest side of a crop in pixels; smaller crops are enlarged, because MediaPipe misses small faces."""
 
 CORNERS = {36: 33, 39: 133, 42: 362, 45: 263, 48: 61, 54: 291}
-"""Point: vertex, for the corners of eyes and mouth, which are unambiguous and show that a landmarker failed."""
+"""Points and vertices of the corners of eyes and mouth. Large distances there show a failed landmarker."""
 
 LARGEST_CORNER_DISTANCE = 0.05
 """Limit of `Face.corner_distance`: above it, a landmarker failed. Correct faces reach 0.035."""
@@ -126,7 +126,7 @@ class Landmarkers:
         )
 
     def __call__(self, picture: np.ndarray) -> Iterator[Face | None]:
-        """Yield each face that dlib detects in a picture, RGB uint8 ``[H, W, 3]``; None if MediaPipe misses it."""
+        """Yield the faces that dlib finds in an RGB uint8 picture; None for a face that only dlib finds."""
         for box in self._detect(picture, 1):
             dlib_points = np.array(
                 [(point.x, point.y) for point in self._predict(picture, box).parts()], float
@@ -174,7 +174,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--vertices",
-        type=_map,
+        type=_vertex_map,
         metavar="V,V,...",
         help="measure another map of 68 vertices (default: the client's)",
     )
@@ -200,7 +200,7 @@ def _readable(text: str) -> Path:
     return Path(text)
 
 
-def _map(text: str) -> list[int]:
+def _vertex_map(text: str) -> list[int]:
     vertices = [int(vertex) for vertex in text.split(",")]
     if len(vertices) != 68 or not set(vertices) <= set(range(468)):
         raise argparse.ArgumentTypeError("a map is 68 vertices from 0 to 467, separated by commas")
@@ -304,6 +304,8 @@ def _resized(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 PICTURE_SIDE = 800
+"""Longer side of the drawn picture, pixels."""
+
 DLIB_COLOUR, MAPPED_COLOUR, WHITE, DARK = (60, 230, 60), (60, 120, 255), (255, 255, 255), (40, 40, 40)
 """BGR: dlib's points are green, the mesh's orange."""
 

@@ -55,7 +55,7 @@ PROPORTIONS = (
 """Names of the first identity modes."""
 
 TYPICAL_PROPORTIONS = {"jaw_length": -1.4, "nose_depth": 1.6, "mouth_depth": 0.8}
-"""Non-zero means of mode weights: tracked faces have shorter chins, deeper noses and fuller lips than the mesh."""
+"""Non-zero means of mode weights: tracked faces have shorter chins, and noses and lips that protrude more."""
 
 EXPRESSIONS = (
     "jaw_open", "smile", "lip_corners_raise", "lips_stretch", "pucker", "mouth_sideways",
@@ -216,11 +216,12 @@ def _identity_modes(mesh: np.ndarray, kept: float = 0.985) -> np.ndarray:
     )
     kernel = kernel * amplitude[:, None] * amplitude[None]
     modes = [_proportion_modes(mesh)]
+    # In a symmetric deformation (parity 1), opposite sides move equally in y and z and oppositely in x.
     for parity, deviation in ((1.0, 1.0), (-1.0, ASYMMETRY)):
         variance = deviation**2 / (1 + ASYMMETRY**2)
-        even = _principal_modes(variance * (kernel + parity * kernel[:, mirrored]), kept)
-        odd = _principal_modes(variance * (kernel - parity * kernel[:, mirrored]), kept)
-        for axis, field in ((0, odd), (1, even), (2, even)):
+        yz_field = _principal_modes(variance * (kernel + parity * kernel[:, mirrored]), kept)
+        x_field = _principal_modes(variance * (kernel - parity * kernel[:, mirrored]), kept)
+        for axis, field in ((0, x_field), (1, yz_field), (2, yz_field)):
             modes.append(_along_axis(field, axis))
     return np.concatenate(modes)
 

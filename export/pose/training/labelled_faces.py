@@ -38,8 +38,8 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ExportError
-        When the file cannot be read, lacks a column or array, has no face, or has a non-finite number; or when
-        the outer eye corners of a face coincide.
+        When the file cannot be read, lacks a column or array, has no face or a value that is not finite, or
+        when the outer eye corners of a face coincide.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())

@@ -45,8 +45,8 @@ def fitted_angles(landmarks: np.ndarray, method: str = "procrustes") -> np.ndarr
     faces = landmarks.astype(np.float64)
     faces = faces - faces.mean(axis=1, keepdims=True)
     faces = faces / np.sqrt((faces**2).sum(axis=2).mean(axis=1))[:, None, None]
-    parameters = 7 if method == "pnp" else 6
-    fits = [_minimise(head, faces, start[:, :parameters]) for start in _starts(head, faces)]
+    parameter_count = 7 if method == "pnp" else 6
+    fits = [_minimise(head, faces, start[:, :parameter_count]) for start in _starts(head, faces)]
     costs = np.stack([_cost(head, faces, fit) for fit in fits])
     best = np.stack(fits)[costs.argmin(axis=0), np.arange(len(faces))]
     return _angles(_rotations(best[:, :3]))

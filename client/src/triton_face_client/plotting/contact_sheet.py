@@ -233,6 +233,7 @@ def _draw_aligned(panel: Axes, outputs: Mapping[str, NDArray[Any]]) -> None:
         # Padding closes the outline at the edges of the picture. zorder puts it above the jaw's contour.
         pixels = np.arange(-1, len(mask) + 1)
         panel.contour(pixels, pixels, np.pad(mask, 1), [0.5], colors=MASK_COLOR, linewidths=1, zorder=3)
+    # Remove the scale of AFFINE, so that the arrows have the same length on all tiles.
     linear = affine[:, :2] / np.abs(np.linalg.det(affine[:, :2])) ** 0.5
     axes = 0.35 * len(mask) * pose_axes(outputs["POSE"], linear)
     draw_axes(panel, points[NOSE_TIP], axes, AXIS_COLORS, 1.6)

@@ -46,16 +46,16 @@ def draw_contours(panel: Axes, points: NDArray[Any], width: float) -> None:
 
 def draw_hog(panel: Axes, features: NDArray[np.float32], face_size: int, width: float) -> None:
     """Draw each HOG cell as strokes along its edges, with the strength (`cell_strengths`) as opacity."""
-    cells = cell_strengths(features)
-    count = len(cells)
-    cell = face_size / count
+    strengths = cell_strengths(features)
+    cells_a_side = len(strengths)
+    cell_size = face_size / cells_a_side
     gradient = np.pi * (np.arange(ORIENTATIONS) + 0.5) / ORIENTATIONS
-    along_edge = 0.45 * cell * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
-    row, column = np.mgrid[:count, :count]
-    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * cell
+    along_edge = 0.45 * cell_size * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
+    row, column = np.mgrid[:cells_a_side, :cells_a_side]
+    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * cell_size
     strokes = np.stack([centres - along_edge, centres + along_edge], axis=3).reshape(-1, 2, 2)
-    # A face of uniform colour has only zeros.
-    opacities = cells.ravel() / max(cells.max(), np.finfo(np.float32).tiny)
+    # The strengths of a uniform face are all zero.
+    opacities = strengths.ravel() / max(strengths.max(), np.finfo(np.float32).tiny)
     panel.add_collection(
         # Rasterize the strokes in PDF and SVG, too: sixty faces have a hundred thousand of them.
         LineCollection(strokes, colors="white", alpha=opacities, linewidths=width, rasterized=True)

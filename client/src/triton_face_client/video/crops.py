@@ -111,10 +111,10 @@ def _ignore_float_errors() -> AbstractContextManager[None]:
 def _enlarged(boxes: Float, enlarge: float) -> NDArray[np.float32]:
     """Enlarge boxes about their centres, float32 ``[n, 4]``."""
     corners = np.asarray(boxes, dtype=np.float32)
-    first, last = corners[:, :2], corners[:, 2:]
-    centre = (first + last) / 2
-    half = (last - first) * enlarge / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
+    upper_left, lower_right = corners[:, :2], corners[:, 2:]
+    centre = (upper_left + lower_right) / 2
+    half_size = (lower_right - upper_left) * enlarge / 2
+    return np.concatenate([centre - half_size, centre + half_size], axis=1)
 
 
 def _neighbours(

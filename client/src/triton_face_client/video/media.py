@@ -90,8 +90,8 @@ class FrameReader:
         Whether to rotate images by their EXIF orientation (`LandmarkTable.exif_applied`). Pillow always
         rotates TIFF files; py-feat reads TIFF with Pillow, so its coordinates refer to the rotated image.
     one_source : bool
-        Whether the table names one file at most (`LandmarkTable.names_one_file_at_most`). If so, a
-        single given video matches every row, whatever its name.
+        Whether the table names one file at most (`LandmarkTable.names_one_file_at_most`). If so, a single
+        given video matches every row, whatever its name.
 
     Raises
     ------
@@ -138,8 +138,8 @@ class FrameReader:
             it selects the file with the same name in any folder, because tables may be made on other
             machines. With `one_source`, a single given video matches any name.
         frame : int
-            With a source: the frame of the video, from 0; ignored for images. Without a source: the index in
-            the list of images, from 0.
+            Frame of the video, from 0. For images: the index in the list of images, from 0, if `source` is
+            None; otherwise ignored.
 
         Returns
         -------
