@@ -60,7 +60,7 @@ def test_blank_blocks_are_zero_not_nan(session: onnxruntime.InferenceSession, ki
 def test_features_along_the_fill_value_equal_the_definition(
     session: onnxruntime.InferenceSession, background: str, noise: int
 ):
-    """Gradients there lie within a float32 ulp of the bins' borders. `noise` is in units of 2**-24."""
+    """Gradients along the edge lie within an ulp of the bins' borders. `noise` is in units of 2**-24."""
     generator = np.random.default_rng([noise, len(background)])
     level = {"white": 1.0, "grey": 0.4, "black": 0.0}[background]
     face = level + generator.integers(0, 2, (3, 112, 112)) * noise * 2.0**-24

@@ -89,6 +89,6 @@ def test_landmarks_on_one_line_have_no_hull(monkeypatch: pytest.MonkeyPatch, ope
     steps = np.random.default_rng(24).integers(-(2**16), 2**16, (7, 68, 1))
     lines = 5 + steps * np.array([[1, 0], [0, 1], [1, 2], [3, -7], [1, 1], [-2, 5], [0, 0]])[:, None]
     assert all(len(hull) < 3 for hull in convex_hulls(lines))
-    # Move a landmark off each line. The last line is a single point, from which no move makes a hull.
+    # Move one landmark off each line. The last line is a single point, and two points have no hull either.
     lines[:, 0] += [1, 3]
     assert all(len(hull) >= 3 for hull in convex_hulls(lines[:-1]))

@@ -1,9 +1,10 @@
 """Write the features of a landmark table to a file; an interrupted run can be resumed.
 
-During a run, the folder ``NAME.parts/`` beside the file holds the finished rows: one Parquet file per few
-hundred rows, named after its first and last row, and ``job.json``, which identifies the inputs. After the
-last row, the parts become the file and the folder is deleted. Every file is written under a temporary name
-and then renamed, so no reader sees a partial file.
+During a run, the folder ``NAME.parts/`` beside the file holds the finished rows as parts: Parquet files of a
+few hundred rows, ``FIRST-END.parquet`` with the number of the first row and of the row after the last. The
+folder also holds ``job.json``, which identifies the inputs. After the last row, the parts are combined into
+the file and the folder is deleted. Each file is written under a temporary name and then renamed, so no reader
+sees a partial file.
 """
 
 import contextlib
