@@ -5,8 +5,8 @@ fractions of the distance between dlib's outer eye corners (points 36 and 45). d
 only for this measurement: it was trained on iBUG 300-W, whose licence excludes commercial use.
 
 mediapipe and tritonclient need different versions of protobuf, so the script runs in a separate environment
-without the client and its dependencies. It therefore imports no package of the project, and executes the
-client's module with the map as a file.
+without the client and its dependencies. It therefore imports no package of the project, and reads the map by
+running the file of the client's module `landmarks`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("mediapipe==0.10.14", "dlib-bin", "face-recognition-models", "tqdm")
-"""The packages to install; OpenCV and NumPy are among their dependencies."""
+"""Packages to install. OpenCV and NumPy are among their dependencies."""
 
 try:
     import cv2
@@ -32,7 +32,7 @@ try:
     import numpy as np
     from tqdm import tqdm
 
-    # Importing the package needs pkg_resources, which current versions of setuptools lack.
+    # The package is only located: its import needs pkg_resources, which current setuptools lacks.
     MODELS = importlib.metadata.distribution("face-recognition-models")
 except ImportError as missing:
     sys.exit(f"landmark_map: {missing.name} is missing; run: pip install {' '.join(PACKAGES)}")
@@ -62,13 +62,13 @@ SMALLEST_CROP = 256
 """Smallest side of a crop in pixels; smaller crops are enlarged, because MediaPipe misses small faces."""
 
 CORNERS = {36: 33, 39: 133, 42: 362, 45: 263, 48: 61, 54: 291}
-"""Points whose vertex is undisputed, the corners of eyes and mouth; they show when a landmarker failed."""
+"""Points and vertices of the corners of eyes and mouth. Large distances there show a failed landmarker."""
 
 LARGEST_CORNER_DISTANCE = 0.05
-"""Limit of the mean distance at the corners, above which a landmarker failed; correct faces reach 0.035."""
+"""Limit of `Face.corner_distance`: above it, a landmarker failed. Correct faces reach 0.035."""
 
 LARGEST_TURN = 0.3
-"""Offset of the nose tip from the middle of the eyes, in eye distances, of a head turned by 30 degrees."""
+"""Limit of `Face.turn`, its value for a head turned by 30 degrees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Landmarkers:
         )
 
     def __call__(self, picture: np.ndarray) -> Iterator[Face | None]:
-        """Yield the faces of a picture, RGB uint8 ``[H, W, 3]``; None for a face that MediaPipe misses."""
+        """Yield the faces that dlib finds in an RGB uint8 picture; None for a face that only dlib finds."""
         for box in self._detect(picture, 1):
             dlib_points = np.array(
                 [(point.x, point.y) for point in self._predict(picture, box).parts()], float
@@ -139,7 +139,7 @@ class Landmarkers:
             yield None if nearest is None else Face(dlib_points, nearest)
 
     def _meshes_near(self, picture: np.ndarray, centre: tuple[int, int], reach: int) -> list[np.ndarray]:
-        """Find meshes in the square of twice `reach` around `centre`, in pixels of the picture."""
+        """Find meshes in the square of side ``2 * reach`` around `centre`, in pixels of the picture."""
         padded = cv2.copyMakeBorder(picture, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
         left, top = max(centre[0], 0), max(centre[1], 0)
         crop = padded[top : top + 2 * reach, left : left + 2 * reach]
@@ -174,7 +174,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--vertices",
-        type=_map,
+        type=_vertex_map,
         metavar="V,V,...",
         help="measure another map of 68 vertices (default: the client's)",
     )
@@ -200,7 +200,7 @@ def _readable(text: str) -> Path:
     return Path(text)
 
 
-def _map(text: str) -> list[int]:
+def _vertex_map(text: str) -> list[int]:
     vertices = [int(vertex) for vertex in text.split(",")]
     if len(vertices) != 68 or not set(vertices) <= set(range(468)):
         raise argparse.ArgumentTypeError("a map is 68 vertices from 0 to 467, separated by commas")
@@ -218,20 +218,20 @@ def measure(
     """Return the record of a map's distances over the faces of `files`."""
     pictures = [(file, frame) for file in files for frame in _frames(file, frames)]
     found: dict[str, list[Face]] = {"measured": [], "turned": [], "landmarkers disagree": []}
-    measured_of, without_mesh = dict.fromkeys((file.name for file in files), 0), 0
+    measured_by_file, without_mesh = dict.fromkeys((file.name for file in files), 0), 0
     for file, frame in tqdm(pictures, unit="picture"):
         for face in landmarkers(_read(file, frame)):
             if face is None:
                 without_mesh += 1
                 continue
             found[face.category].append(face)
-            measured_of[file.name] += face.category == "measured"
+            measured_by_file[file.name] += face.category == "measured"
     if not found["measured"]:
-        sys.exit("landmark_map: the landmarkers found no common face in these files")
+        sys.exit("landmark_map: both landmarkers agree on no frontal face in these files; give other files")
     return {
         "unit": "fraction of the distance between points 36 and 45, the outer eye corners",
         "faces": len(found["measured"]),
-        "faces_of_file": measured_of,
+        "faces_of_file": measured_by_file,
         "left_out": {
             "turned": len(found["turned"]),
             "landmarkers disagree": len(found["landmarkers disagree"]),
@@ -245,8 +245,8 @@ def measure(
 
 def _figures(faces: Sequence[Face], vertices: Sequence[int]) -> dict[str, Any]:
     """Return the figures by region and by point; `nearest` is the vertex with the smallest mean distance."""
-    every = np.stack([face.distances() for face in faces])
-    mapped, mean = every[:, range(68), list(vertices)], every.mean(axis=0)
+    distances = np.stack([face.distances() for face in faces])
+    mapped, mean = distances[:, range(68), list(vertices)], distances.mean(axis=0)
     nearest = mean.argmin(axis=1)
     points = [
         {"point": point, "vertex": vertices[point]}
@@ -254,7 +254,8 @@ def _figures(faces: Sequence[Face], vertices: Sequence[int]) -> dict[str, Any]:
         | {"nearest": int(nearest[point]), "nearest_mean": round(float(mean[point, nearest[point]]), 4)}
         for point in range(68)
     ]
-    return {"regions": {name: _summary(mapped[:, list(r)]) for name, r in REGIONS.items()}, "points": points}
+    regions = {name: _summary(mapped[:, list(region)]) for name, region in REGIONS.items()}
+    return {"regions": regions, "points": points}
 
 
 def _summary(distances: np.ndarray) -> dict[str, float]:
@@ -277,7 +278,7 @@ def _frames(file: Path, count: int) -> list[int]:
     if cv2.haveImageReader(str(file)):
         return [0]
     total = max(1.0, cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FRAME_COUNT))
-    # The middle of each part of the video, because some files lack the last frame that they declare.
+    # Take the middle of each part of the video, because some files lack the last frame that they declare.
     return np.unique(((np.arange(count) + 0.5) * total / count).astype(int)).tolist()
 
 
@@ -303,6 +304,8 @@ def _resized(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 PICTURE_SIDE = 800
+"""Longer side of the drawn picture, pixels."""
+
 DLIB_COLOUR, MAPPED_COLOUR, WHITE, DARK = (60, 230, 60), (60, 120, 255), (255, 255, 255), (40, 40, 40)
 """BGR: dlib's points are green, the mesh's orange."""
 
@@ -312,7 +315,7 @@ def draw(landmarkers: Landmarkers, file: Path, vertices: Sequence[int], output: 
     picture = _read(file, 0)
     face = next((face for face in landmarkers(picture) if face is not None), None)
     if face is None:
-        sys.exit(f"landmark_map: the landmarkers found no common face in {file}")
+        sys.exit(f"landmark_map: no face of {file} is found by both landmarkers; give another file")
     canvas, corner, factor = _closeup(picture, face)
     dlib_points, mapped = (
         (points - corner) * factor for points in (face.dlib_points, face.mesh[list(vertices)])

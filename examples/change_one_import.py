@@ -2,8 +2,8 @@
 
     python -m examples.change_one_import            # with `make serve` running, or TRITON_FACE_URL set
 
-py-feat's detectors cut faces out as tensors [N, 3, 112, 112] and find landmarks [N, 136] as fractions
-of the crop. They pass both to the function below, and its result to the AU classifiers.
+py-feat crops faces to tensors [N, 3, 112, 112] and detects landmarks [N, 136] as fractions of the crop.
+It passes both to extract_hog_features_batched, and the features to its AU classifiers.
 """
 
 import numpy as np
@@ -22,7 +22,8 @@ def main() -> None:
     """Send one face in py-feat's layout."""
     crop, points = photograph()
     face = torch.from_numpy(resize(crop, (3, CROP_SIZE, CROP_SIZE), anti_aliasing=True))[None].float()
-    landmarks = torch.from_numpy(points / np.float32(crop.shape[:0:-1])).reshape(1, 136)
+    height, width = crop.shape[1:]
+    landmarks = torch.from_numpy(points / np.float32([width, height])).reshape(1, 136)
 
     hog_features, aligned_landmarks = extract_hog_features_batched(face, landmarks)
     print("HOG features", hog_features.shape, hog_features.dtype)

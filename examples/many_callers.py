@@ -2,8 +2,8 @@
 
     python -m examples.many_callers                 # with `make serve` running, or TRITON_FACE_URL set
 
-A web service in front of the features would work like this. Every caller has a few faces, and the server
-joins their requests into dynamic batches.
+A web service that computes features for its users can work like this. Each caller sends a few faces, and the
+server joins the requests of all callers into dynamic batches.
 """
 
 import asyncio

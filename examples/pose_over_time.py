@@ -1,4 +1,4 @@
-"""Plot head pose over time from a video and its landmark table, in bounded memory.
+"""Plot head pose and the change of the HOG features over time, from a video and its landmark table.
 
     python -m examples.pose_over_time VIDEO TABLE OUT.png      # with `make serve` running
 
@@ -20,6 +20,8 @@ from triton_face_client.video.face_chunks import FaceChunk, read_chunks
 from triton_face_client.video.landmark_tables import read_table
 from triton_face_client.video.media import FrameReader
 
+HOG_FEATURES = 5408
+
 ANGLES = ("pitch, + up", "roll, + to the subject's right", "yaw, + to the subject's right")
 
 
@@ -33,7 +35,7 @@ def main(video: Path, table: Path, picture: Path) -> None:
             pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
-    hog = np.full((len(faces.frame), 5408), np.nan, dtype=np.float32)
+    hog = np.full((len(faces.frame), HOG_FEATURES), np.nan, dtype=np.float32)
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
     with FaceFeatureClient(url) as client, FrameReader([video], faces.exif_applied) as reader:
         for answers in client.stream(chunks(reader), ["HOG"], on_invalid="nan"):

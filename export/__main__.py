@@ -13,10 +13,10 @@ COMMANDS = {
     "train-pose": ("export.pose.training.train", "train a pose checkpoint on synthetic heads"),
     "evaluate-pose": (
         "export.pose.training.evaluate",
-        "measure the errors of a pose checkpoint and of a geometric baseline",
+        "measure the errors of a pose checkpoint and of two geometric baselines",
     ),
 }
-"""Name of a command: its module, imported only when the command runs, and its summary."""
+"""Module and summary of each command. The module is imported only when the command runs."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Inference with a model in memory, for the check before it is stored."""
+"""Run a model from memory, to check it before it is stored."""
 
 import numpy as np
 import onnx

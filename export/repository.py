@@ -1,4 +1,4 @@
-"""The model repository: its configurations, and storing a model that fits its configuration."""
+"""Read the configurations of a model repository, and store models that match them."""
 
 import argparse
 import contextlib
@@ -53,12 +53,12 @@ def read_config_file(path: Path) -> model_config_pb2.ModelConfig:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ExportError(
-            f"cannot read {path}: {error}. --repository takes a folder like model_repository/"
+            f"cannot read {path}: {error}. --repository must name a folder like model_repository/"
         ) from error
 
 
 def configured_face_size(repository: Path) -> int:
-    """Return the side of the aligned face, pixels, that align_mask is configured for."""
+    """Return the side of the aligned face in pixels, the parameter face_size of align_mask."""
     text = read_config(repository, "align_mask").parameters["face_size"].string_value
     if not text.isdecimal():
         raise ExportError(
@@ -82,6 +82,10 @@ def store_model(
         The model; its metadata is replaced by `facts`.
     facts : dict of str to str
         Origin of the model and results of its check.
+    repository : Path
+        The model repository.
+    model_name : str
+        Folder of the model in the repository.
     configs : mapping of Path to str, optional
         Configurations to replace together with the model, with their new text.
 
@@ -109,7 +113,7 @@ def store_model(
             temporary = stack.enter_context(replacing(path))
             for replaced, text in configs.items():
                 stack.enter_context(replacing(replaced)).write_text(text)
-            # Last, because make rebuilds a model that is older than its configuration.
+            # Write the model last, because make rebuilds a model that is older than its configuration.
             temporary.write_bytes(model.SerializeToString())
     except OSError as error:
         raise ExportError(f"cannot write {error.filename or path}: {error.strerror}") from error
@@ -153,5 +157,6 @@ def _config_interface(
 
 def _describe(interface: Interface) -> str:
     return ", ".join(
-        f"{name} {TensorProto.DataType.Name(kind)} {dims}" for name, (kind, dims) in interface.items()
+        f"{name} {TensorProto.DataType.Name(element_type)} {dims}"
+        for name, (element_type, dims) in interface.items()
     )

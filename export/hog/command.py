@@ -44,8 +44,8 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     repository : Path
         The model repository; ``hog/1/model.onnx`` in it is replaced.
     face_size : int, optional
-        New side of the aligned face, pixels: configurations with another one are replaced too. By default the
-        parameter face_size of align_mask.
+        New side of the aligned face in pixels. Configurations with another face size are changed, too.
+        Default: the parameter face_size of align_mask.
 
     Returns
     -------
@@ -55,8 +55,8 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     Raises
     ------
     ExportError
-        If the size is too small, the check fails, or no size is given and the configurations disagree. No
-        file is changed then.
+        If the size is too small, the check fails, or no size is given and the configurations disagree. An
+        error leaves all files unchanged.
     """
     size = configured_face_size(repository) if face_size is None else face_size
     if size < SMALLEST_FACE:
@@ -74,7 +74,7 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the HOG model differs from scikit-image by {difference}, more than {TOLERANCE}: "
-            "nothing was written. This onnxruntime computes it wrongly; install the pinned one"
+            "nothing was written. Install the version of onnxruntime in requirements-export.txt"
         )
     facts = {
         "made_from": "the definition of skimage.feature.hog, as an ONNX graph",
@@ -93,21 +93,21 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
 def check_faces(face_size: int) -> np.ndarray:
     """Return float32 faces ``[N, 3, face_size, face_size]`` with the special cases of HOG.
 
-    Besides noise these are blank blocks, a blank face, edges in 8 directions (some on borders of bins), equal
-    channels, and a corner of the fill value 128.
+    The cases are noise, blank blocks, equal channels, edges in 8 directions (some on the border of two
+    bins), a corner with the fill value 128, and a blank face.
     """
     generator = np.random.default_rng(0)
     noise = generator.random((3, 3, face_size, face_size), dtype=np.float32)
     noise[1, :, :, : face_size // 2] = 0
     noise[2] = noise[2, :1]
     row, column = np.mgrid[:face_size, :face_size] - face_size // 2
-    steps = [
+    edges = [
         np.broadcast_to((row * y + column * x > 0).astype(np.float32), (3, face_size, face_size))
         for y, x in ((0, 1), (1, 0), (1, 1), (1, -1), (-1, 2), (2, 1), (-1, 0), (0, -1))
     ]
-    filled = np.round(noise[0] * 4) / 4
-    filled[:, face_size // 2 :, face_size // 3 :] = 128
-    return np.stack([*noise, *steps, filled, np.zeros_like(filled)])
+    with_fill = np.round(noise[0] * 4) / 4
+    with_fill[:, face_size // 2 :, face_size // 3 :] = 128
+    return np.stack([*noise, *edges, with_fill, np.zeros_like(with_fill)])
 
 
 def reference_features(faces: np.ndarray) -> np.ndarray:

@@ -53,8 +53,8 @@ def _with_face_size(text: str, face_size: int) -> str:
     """Replace the parameter face_size and the dims of inputs, outputs and warm-up requests."""
     text = re.sub(r'(key: "face_size"\s+value:? \{ string_value: ")[^"]*', rf"\g<1>{face_size}", text)
     for tensor, dims in dims_by_tensor(face_size).items():
-        before = rf'((?:name|key): "{tensor}"\s+(?:value:? \{{ )?data_type: \w+\s+dims: )\[[^\]]*\]'
-        text = re.sub(before, rf"\g<1>[ {', '.join(map(str, dims))} ]", text)
+        pattern = rf'((?:name|key): "{tensor}"\s+(?:value:? \{{ )?data_type: \w+\s+dims: )\[[^\]]*\]'
+        text = re.sub(pattern, rf"\g<1>[ {', '.join(map(str, dims))} ]", text)
     return text
 
 

@@ -4,24 +4,27 @@ The graph is written node by node, because `torch.onnx.export` dropped the ``1e-
 negligible, and each blank block became NaN. It uses only operators that ONNX Runtime has for CPU and CUDA. No
 operator mixes faces, so a face's features do not depend on its batch.
 
-On a CPU the time goes into memory traffic: each operator writes its complete result. So the graph computes
-separate planes ``[N, 1, S, S]`` for the gradients of each channel and for each bin; those of a few faces fit
-the cache. One stack of eight bins, filled by Where and pooled at once, made the graph 1.5 times as slow.
+On a CPU, memory traffic takes most of the time, because each operator writes its complete result. Therefore
+the graph computes a separate plane ``[N, 1, S, S]`` for each channel's gradients and for each bin; a plane of
+a few faces fits the cache. A single tensor of all eight bins made the graph 1.5 times as slow.
 
 Convention
 ----------
 ``gx`` runs along columns (x, to the right), ``gy`` along rows (y, downwards). An orientation is the angle
 of the gradient, ``atan2(gy, gx)`` modulo 180 degrees; bin ``k`` of 8 covers ``[22.5 k, 22.5 (k + 1))``.
 
-ONNX has no atan2. Comparisons find the bin: whether the gradient, or its opposite if it points upwards,
-leans right (below 90 degrees) or left, and its slope ``|gy| / |gx|`` against tan 22.5, 1 and 1 / tan 22.5.
+ONNX has no atan2. Comparisons find the bin instead. A gradient that points upwards counts as its
+opposite, which has the same orientation. Two facts determine the bin: the side to which the gradient leans,
+right (below 90 degrees) or left, and the range of its slope ``|gy| / |gx|`` between the limits tan 22.5°, 1
+and 1 / tan 22.5°.
 
-The borders at 45, 90, 135 and 180 degrees need care. Gradients of textureless and synthetic regions lie on
-them, and gradients along the edge of the fill value (128 beside small, similar values) within a float32 ulp
-of them. There the rounding of the reference decides, which is py-feat with torch: it computes atan2, degrees,
-modulo and division in float32, which moves its borders down by some 1e-7 radians, depending on the sign of
-``gy``. `BORDER_SHIFTS` holds these shifts, measured on 4 million gradients at each border. The other borders
-are irrational slopes, near which gradients are no more frequent than elsewhere.
+The borders at 45, 90, 135 and 180 degrees need care. Gradients of textureless and synthetic regions lie
+exactly on these borders. Gradients along the edge of the fill value, where 128 is beside small and similar
+values, lie within a float32 ulp of them. For these gradients the rounding of the reference, py-feat with
+torch, decides. It computes atan2, degrees, modulo and division in float32, which moves its borders down by
+about 1e-7 radians, depending on the sign of ``gy``. `BORDER_SHIFTS` holds these shifts, measured on 4 million
+gradients at each border. The other borders are irrational slopes, near which gradients are no more frequent
+than elsewhere.
 """
 
 import math
@@ -176,8 +179,8 @@ _STRONGEST_CHANNEL = """
 """
 
 # Find the side to which the gradient, or its opposite if it points upwards, leans, and the range of its
-# slope. Near a diagonal the angle differs from it by (rise - run) / (2 run). Each limit is gy times a factor
-# that depends on the sign of gy; LeakyRelu multiplies by it.
+# slope. Near a diagonal, the angle differs from the diagonal's by (rise - run) / (2 run). Each limit is gy
+# times a factor that depends on the sign of gy; LeakyRelu applies the factor.
 _ORIENTATION = f"""
     points_up = Less (gy, zero)
     run = Abs (gx)

@@ -132,9 +132,8 @@ def save_network(network: PoseNetwork, weights: Path, facts: dict[str, Any]) -> 
 @torch.inference_mode()
 def estimate_poses(network: PoseNetwork, landmarks: np.ndarray) -> np.ndarray:
     """Return raw poses, float32 ``[N, 6]``, of landmarks ``[N, 68, 2]`` in any unit, y down."""
-    centred = landmarks - landmarks.mean(
-        axis=1, keepdims=True
-    )  # before float32, which rounds large coordinates
+    # Centre first, because float32 rounds large coordinates.
+    centred = landmarks - landmarks.mean(axis=1, keepdims=True)
     return network(torch.from_numpy(centred.astype(np.float32))).numpy()
 
 

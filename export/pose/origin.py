@@ -14,7 +14,7 @@ UNMARKED_PROJECT_WEIGHTS = (
     "22b8b9ee55b568c3a172618822efbb86dd278c567144cf693e898c9046f5b61b",
     "8032f4679efde6247235f44d3dcfa356b969c53ad6c6530d530a52061d1d64bd",
 )
-"""SHA-256 of the project's weights from which models were built before `describe_origin` marked them."""
+"""SHA-256 of the project's weights when models had no entry `project_checkpoint` in their metadata."""
 
 
 def describe_origin(weights: tuple[str, bytes], meta: tuple[str, bytes]) -> dict[str, str]:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export the project's checkpoint unless the model is current or of other weights."""
+    """Export the project's checkpoint unless the stored model is current or of other weights."""
     path = arguments.repository / "pose_mlp" / "1" / "model.onnx"
     model = _read_model(path) if path.exists() else None
     if model is None or is_outdated(model):
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def is_outdated(model: onnx.ModelProto) -> bool:
-    """Return whether a model of the project's checkpoint differs from the model built now.
+    """Return whether a model of the project's checkpoint differs from a newly built one.
 
     A model of other weights is never outdated.
     """

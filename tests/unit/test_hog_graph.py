@@ -14,7 +14,7 @@ from export.hog.graph import build_hog_graph, feature_length
 from tests.support import oracles
 from tests.support.face_data import photo_faces
 
-BLANK_FACES = ["blank", "masked", "half blank", "one flat value"]
+BLANK_FACES = ["blank", "masked", "half blank", "uniform"]
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def masked_photo_faces(count: int, seed: int) -> np.ndarray:
     return faces * ((x - 56) ** 2 / 40**2 + (y - 50) ** 2 / 60**2 < 1)
 
 
-def test_photographs_equal_scikit_images_hog(session: onnxruntime.InferenceSession):
+def test_features_of_photographs_equal_scikit_image(session: onnxruntime.InferenceSession):
     faces = masked_photo_faces(60, 31)
     expected = np.array([oracles.hog_features(face) for face in faces])
-    worst = np.abs(features(session, faces) - expected).max(axis=1)
-    assert (worst > 1e-5).sum() <= 1, worst  # a gradient may lie on a border of two bins
+    differences = np.abs(features(session, faces) - expected).max(axis=1)
+    assert (differences > 1e-5).sum() <= 1, differences  # a gradient may lie on a border of two bins
 
 
 @pytest.mark.parametrize("kind", BLANK_FACES)
@@ -47,25 +47,25 @@ def test_blank_blocks_are_zero_not_nan(session: onnxruntime.InferenceSession, ki
         "blank": np.zeros((3, 112, 112)),
         "masked": masked_photo_faces(1, 32)[0],
         "half blank": np.pad(photo_faces(1, 33)[0][0][:, :, :56], ((0, 0), (0, 0), (0, 56))),
-        "one flat value": np.full((3, 112, 112), 0.7),
+        "uniform": np.full((3, 112, 112), 0.7),
     }[kind].astype(np.float32)
-    built = features(session, face[None])[0]
-    assert np.isfinite(built).all()
-    np.testing.assert_allclose(built, oracles.hog_features(face), atol=1e-5)
-    assert (built.reshape(13, 13, 32) == 0).all(axis=2).any()
+    computed = features(session, face[None])[0]
+    assert np.isfinite(computed).all()
+    np.testing.assert_allclose(computed, oracles.hog_features(face), atol=1e-5)
+    assert (computed.reshape(13, 13, 32) == 0).all(axis=2).any()
 
 
 @pytest.mark.parametrize("background", ["white", "black", "grey"])
 @pytest.mark.parametrize("noise", [0, 1, 64, 128])
-def test_edge_of_the_fill_value_equals_the_definition(
+def test_features_along_the_fill_value_equal_the_definition(
     session: onnxruntime.InferenceSession, background: str, noise: int
 ):
-    """At this edge gradients lie within a float32 ulp of the bins' borders; `noise` is in units of 2**-24."""
+    """Gradients along the edge lie within an ulp of the bins' borders. `noise` is in units of 2**-24."""
     generator = np.random.default_rng([noise, len(background)])
     level = {"white": 1.0, "grey": 0.4, "black": 0.0}[background]
     face = level + generator.integers(0, 2, (3, 112, 112)) * noise * 2.0**-24
-    steps = generator.integers(0, 2, (28, 28)).repeat(4, axis=0).repeat(4, axis=1).astype(bool)
-    face[:, steps] = 128
+    is_filled = generator.integers(0, 2, (28, 28)).repeat(4, axis=0).repeat(4, axis=1).astype(bool)
+    face[:, is_filled] = 128
     face = face.astype(np.float32)
     assert np.abs(features(session, face[None])[0] - oracles.hog_by_definition(face)).max() < 1e-5
 
@@ -98,12 +98,12 @@ def test_features_do_not_depend_on_the_batch(session: onnxruntime.InferenceSessi
 
 
 @pytest.mark.parametrize("face_size", [16, 64, 100, 224])
-def test_other_face_sizes_equal_scikit_images_hog(face_size: int):
+def test_features_of_other_face_sizes_equal_scikit_image(face_size: int):
     session = onnxruntime.InferenceSession(build_hog_graph(face_size).SerializeToString())
     face = photo_faces(1, 35, (face_size, face_size))[0]
-    built = features(session, face)
-    assert built.shape == (1, feature_length(face_size))
-    np.testing.assert_allclose(built[0], oracles.hog_features(face[0]), atol=1e-5)
+    computed = features(session, face)
+    assert computed.shape == (1, feature_length(face_size))
+    np.testing.assert_allclose(computed[0], oracles.hog_features(face[0]), atol=1e-5)
 
 
 def test_metadata_describe_the_features_and_the_check(repository: Path):

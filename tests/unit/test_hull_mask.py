@@ -11,7 +11,7 @@ from tests.support import oracles
 from tests.support.face_data import extreme_aligned_landmarks
 
 SQUARE = np.array([[40, 30]] * 16 + [[60, 50], [60, 30], [40, 50]] + [[50, 40]] * 49, dtype=np.int64)
-"""The corners of a square of 21 x 21 pixels, clockwise, and points inside."""
+"""The corners of a square of 21 x 21 pixels; the other landmarks repeat a corner or the centre."""
 
 
 def masks_of(landmarks: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_masks_equal_scipy_and_scikit_image():
 
 
 @pytest.mark.parametrize("face_size", [1, 16, 97, 300])
-def test_masks_of_other_face_sizes(face_size: int):
+def test_masks_of_other_face_sizes_equal_scipy_and_scikit_image(face_size: int):
     landmarks = extreme_aligned_landmarks(100, 25) * face_size // 112
     landmarks = landmarks[[len(hull) > 2 for hull in convex_hulls(landmarks)]]
     masks = hull_mask.hull_masks(landmarks, convex_hulls(landmarks), face_size)
@@ -37,7 +37,7 @@ def test_masks_of_other_face_sizes(face_size: int):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 2**20), st.integers(-60, 170))
 def test_masks_of_repeated_and_distant_landmarks(seed: int, distinct: int, spread: int, centre: int):
-    """Few distinct pixels for 68 landmarks, up to the largest valid coordinates."""
+    """The 68 landmarks share few distinct pixels, up to the largest valid coordinates."""
     generator = np.random.default_rng(seed)
     candidates = centre + generator.integers(-spread, spread + 1, (max(distinct, 3), 2))
     points = np.clip(candidates[generator.integers(0, len(candidates), 68)], -(2**20), 2**20)
@@ -89,5 +89,6 @@ def test_landmarks_on_one_line_have_no_hull(monkeypatch: pytest.MonkeyPatch, ope
     steps = np.random.default_rng(24).integers(-(2**16), 2**16, (7, 68, 1))
     lines = 5 + steps * np.array([[1, 0], [0, 1], [1, 2], [3, -7], [1, 1], [-2, 5], [0, 0]])[:, None]
     assert all(len(hull) < 3 for hull in convex_hulls(lines))
-    lines[:, 0] += [1, 3]  # a direction that none of the lines has, except the last
+    # Move one landmark off each line. The last line is a single point, and two points have no hull either.
+    lines[:, 0] += [1, 3]
     assert all(len(hull) >= 3 for hull in convex_hulls(lines[:-1]))

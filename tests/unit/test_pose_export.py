@@ -47,7 +47,7 @@ def exported(pose_checkpoint: Checkpoint) -> ExportedModel:
     return ExportedModel(pose_checkpoint[0])
 
 
-def test_poses_equal_torchs(exported: ExportedModel, pose_checkpoint: Checkpoint, statistics: Statistics):
+def test_poses_equal_torch(exported: ExportedModel, pose_checkpoint: Checkpoint, statistics: Statistics):
     landmarks = np.concatenate([photo_faces(40, 41)[1], extreme_landmarks(40, 42)])
     expected = pose_checkpoint[1].pose(landmarks, *statistics)
     np.testing.assert_allclose(exported(landmarks), expected, rtol=1e-5, atol=1e-5)
@@ -129,15 +129,15 @@ def _empty(weights: Path) -> None:
     weights.write_bytes(b"")
 
 
-def _remove(weights: Path) -> None:
+def _delete(weights: Path) -> None:
     weights.unlink()
 
 
-def _remove_meta(weights: Path) -> None:
+def _delete_meta(weights: Path) -> None:
     weights.with_suffix(".json").unlink()
 
 
-def _tensors(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+def _change_tensors(**changes: torch.Tensor | None) -> Callable[[Path], None]:
     def change(weights: Path) -> None:
         tensors = load_file(weights) | {key.replace("_", "."): value for key, value in changes.items()}
         save_file({key: value for key, value in tensors.items() if value is not None}, weights)
@@ -145,7 +145,7 @@ def _tensors(**changes: torch.Tensor | None) -> Callable[[Path], None]:
     return change
 
 
-def _meta(**changes: object) -> Callable[[Path], None]:
+def _change_meta(**changes: object) -> Callable[[Path], None]:
     def change(weights: Path) -> None:
         path = weights.with_suffix(".json")
         meta = json.loads(path.read_text())
@@ -169,27 +169,33 @@ def _truncate_meta(weights: Path) -> None:
 INVALID_CHECKPOINTS = {
     "truncated": (_truncate, "not a complete safetensors file"),
     "empty": (_empty, "not a complete safetensors file"),
-    "missing": (_remove, "cannot read .*pose.safetensors.*--weights"),
-    "meta missing": (_remove_meta, "cannot read .*pose.json.*--meta"),
+    "missing": (_delete, "cannot read .*pose.safetensors.*--weights"),
+    "meta missing": (_delete_meta, "cannot read .*pose.json.*--meta"),
     "meta not JSON": (_truncate_meta, "does not describe a pose checkpoint"),
-    "layer missing": (_tensors(net_4_weight=None), "net.4.weight is missing"),
-    "wrong shape": (_tensors(net_4_bias=torch.zeros(3)), r"net.4.bias is of shape \[3\]"),
-    "extra tensor": (_tensors(net_99_bias=torch.zeros(3)), "does not describe these tensors: net.99.bias"),
-    "foreign tensor": (_tensors(conv_weight=torch.zeros(3)), "unexpected tensor 'conv.weight'"),
-    "not finite": (_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*must be finite"),
-    "integers": (_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)), "'net.0.bias'.*must be finite"),
-    "other widths": (_meta(hidden=[256, 128, 64]), "Do the weights and the JSON belong together"),
-    "widths no list": (_meta(hidden="512"), "architecture.hidden must be a list"),
-    "no widths": (_meta(hidden=None), "it needs architecture.hidden"),
-    "huge mean": (_meta(mean=[10**400, 0, 0, 0, 0, 0]), "mean must be 6 finite numbers"),
-    "five means": (_meta(mean=[0, 0, 0, 0, 0]), "mean must be 6 finite numbers"),
-    "std not finite": (_meta(std=[1, 1, 1, 1, 1, float("nan")]), "std must be 6 finite numbers"),
-    "std missing": (_meta(std=None), "output_normalization"),
+    "layer missing": (_change_tensors(net_4_weight=None), "net.4.weight is missing"),
+    "wrong shape": (_change_tensors(net_4_bias=torch.zeros(3)), r"net.4.bias is of shape \[3\]"),
+    "extra tensor": (
+        _change_tensors(net_99_bias=torch.zeros(3)),
+        "does not describe these tensors: net.99.bias",
+    ),
+    "unknown tensor": (_change_tensors(conv_weight=torch.zeros(3)), "unexpected tensor 'conv.weight'"),
+    "not finite": (_change_tensors(net_0_bias=torch.full((512,), torch.nan)), "'net.0.bias'.*must be finite"),
+    "integers": (
+        _change_tensors(net_0_bias=torch.zeros(512, dtype=torch.int32)),
+        "'net.0.bias'.*must be finite",
+    ),
+    "other widths": (_change_meta(hidden=[256, 128, 64]), "Do the weights and the JSON belong together"),
+    "widths not a list": (_change_meta(hidden="512"), "architecture.hidden must be a list"),
+    "no widths": (_change_meta(hidden=None), "it needs architecture.hidden"),
+    "huge mean": (_change_meta(mean=[10**400, 0, 0, 0, 0, 0]), "mean must be 6 finite numbers"),
+    "five means": (_change_meta(mean=[0, 0, 0, 0, 0]), "mean must be 6 finite numbers"),
+    "std not finite": (_change_meta(std=[1, 1, 1, 1, 1, float("nan")]), "std must be 6 finite numbers"),
+    "std missing": (_change_meta(std=None), "output_normalization"),
 }
 
 
 @pytest.mark.parametrize("folder", ["/", "."])
-def test_rejects_a_folder(repository: Path, folder: str):
+def test_rejects_folder_as_weights(repository: Path, folder: str):
     with pytest.raises(ExportError, match="cannot read"):
         export_pose(repository, Path(folder))
 
@@ -222,7 +228,7 @@ def test_error_of_the_command_is_one_line(
     assert len(error.splitlines()) == 1
 
 
-def test_command_exports(
+def test_command_exports_and_prints_the_difference(
     repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

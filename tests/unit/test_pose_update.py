@@ -22,13 +22,13 @@ Change = Callable[[onnx.ModelProto], None]
 
 @pytest.fixture
 def target(repository: Path, tmp_path: Path) -> Path:
-    """Give a repository with a current model of the project's checkpoint."""
+    """Return a repository with a current model of the project's checkpoint."""
     return Path(shutil.copytree(repository, tmp_path / "repository"))
 
 
 @pytest.fixture
 def model_file(target: Path) -> Iterator[Path]:
-    """Give the pose model's file, and check that no other file is left beside it."""
+    """Yield the pose model's file; check afterwards that no temporary file is left beside it."""
     path = target / "pose_mlp" / "1" / "model.onnx"
     yield path
     assert [entry.name for entry in path.parent.iterdir() if entry.suffix] == ["model.onnx"]
@@ -38,7 +38,7 @@ def run_update(target: Path) -> None:
     update.run(argparse.Namespace(repository=target))
 
 
-def set_fact(**facts: str | None) -> Change:
+def set_metadata(**facts: str | None) -> Change:
     """Return a change of metadata; None removes an entry."""
 
     def change(model: onnx.ModelProto) -> None:
@@ -78,13 +78,13 @@ def test_current_model_is_kept(target: Path, model_file: Path, capsys: pytest.Ca
     "change",
     [
         drop_landmarks_out,
-        set_fact(weights_sha256="0" * 64),
-        set_fact(meta_sha256="0" * 64),
-        set_fact(exporter_sha256="0" * 64),
-        set_fact(project_checkpoint=None, exporter_sha256=None),
-        set_fact(project_checkpoint=None, weights_sha256=UNMARKED_PROJECT_WEIGHTS[0]),
+        set_metadata(weights_sha256="0" * 64),
+        set_metadata(meta_sha256="0" * 64),
+        set_metadata(exporter_sha256="0" * 64),
+        set_metadata(project_checkpoint=None, exporter_sha256=None),
+        set_metadata(project_checkpoint=None, weights_sha256=UNMARKED_PROJECT_WEIGHTS[0]),
     ],
-    ids=["output missing", "weights", "description", "exporter", "before the mark", "earlier weights"],
+    ids=["output missing", "weights", "description", "exporter", "unmarked", "earlier weights"],
 )
 def test_outdated_model_of_the_project_is_rebuilt(target: Path, model_file: Path, change: Change):
     current = model_file.read_bytes()
@@ -98,9 +98,9 @@ def test_model_of_other_weights_is_kept(
 ):
     weights, _ = write_pose_checkpoint(tmp_path, "v1")
     export_pose(target, weights)
-    kept = change_model(model_file, set_fact(exporter_sha256="0" * 64))
+    expected = change_model(model_file, set_metadata(exporter_sha256="0" * 64))
     run_update(target)
-    assert model_file.read_bytes() == kept
+    assert model_file.read_bytes() == expected
     assert capsys.readouterr().out == ""
 
 
@@ -118,10 +118,10 @@ def test_model_of_other_weights_without_landmarks_out_is_kept_and_named(
     facts: dict[str, str | None],
     command: str,
 ):
-    change_model(model_file, set_fact(project_checkpoint=None, **facts))
-    kept = change_model(model_file, drop_landmarks_out)
+    change_model(model_file, set_metadata(project_checkpoint=None, **facts))
+    expected = change_model(model_file, drop_landmarks_out)
     run_update(target)
-    assert model_file.read_bytes() == kept
+    assert model_file.read_bytes() == expected
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
     assert str(model_file) in printed[0]
@@ -135,7 +135,7 @@ def test_unreadable_model_is_an_error_and_is_kept(target: Path, model_file: Path
     assert model_file.read_bytes() == b"not a model"
 
 
-def test_look_at_a_current_model_does_not_import_torch(target: Path, model_file: Path):
+def test_check_of_a_current_model_does_not_import_torch(target: Path, model_file: Path):
     script = (
         "import sys; from export.__main__ import main; status = main(); "
         "sys.exit('torch' in sys.modules or status)"

@@ -47,7 +47,7 @@ def test_fill_value_is_configurable():
 
 
 def test_border_of_frame_counts_as_inside():
-    """At |g| = 1, the corner pixel has a weight of a quarter, and zero padding the rest."""
+    """At |g| = 1 in x and y, the weight of the corner pixel is a quarter; the zero padding has the rest."""
     frame = torch.full((1, 3, 32, 32), 4.0)
     half_out = torch.tensor([[[1.0, 0, 0.5], [0, 1, 0.5]]])
     face = warp(frame, half_out, 32, 128.0)
@@ -104,8 +104,10 @@ def reference_warp(frames: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("faster_product", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 33])
-def test_bits_equal_reference(monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool):
-    """With and without the faster product. The BLAS selects its kernel by the count."""
+def test_bits_equal_affine_grid_and_grid_sample(
+    monkeypatch: pytest.MonkeyPatch, count: int, faster_product: bool
+):
+    """Test each count because the BLAS selects its kernel by the count."""
     if not faster_product:
         monkeypatch.setattr(warp_module, "has_reference_bits", lambda _face_size: False)
     frames, landmarks = photo_faces(count, 15, (131, 97))

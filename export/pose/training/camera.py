@@ -32,7 +32,7 @@ FRONTAL_SPREAD = tuple(math.radians(degrees) for degrees in (14.0, 20.0, 10.0))
 def sample_angles(
     count: int, generator: torch.Generator, frontal_fraction: float = FRONTAL_FRACTION
 ) -> torch.Tensor:
-    """Draw poses; near-frontal ones are more frequent.
+    """Draw the angles of poses; near-frontal poses are more frequent.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def place_heads(
         Head points, the 68 landmarks first.
     rotations : Tensor, shape (N, 3, 3)
     distances : Tensor, shape (N,)
-        Distance of that centroid.
+        Distances of the centroids from the camera, in head units.
 
     Returns
     -------

@@ -13,8 +13,8 @@ from export.pose.training.head import EXPRESSIONS, MIRRORED_LANDMARK, HeadModel,
 MIRRORED_SIGN = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0)
 """Factors of (Pitch, Roll, Yaw, X, Y, Z) under a horizontal mirror."""
 
-RELAXED = 0.15
-"""Standard deviation that every expression weight has on top of the active expressions."""
+EXPRESSION_NOISE = 0.15
+"""Standard deviation of the noise that is added to each expression weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def synthetic_faces(
     placed, translations = camera.place_heads(points, rotations, distances)
     projected = camera.project(placed)
     landmarks = landmarker_noise.slide_contour(
-        projected, rotations[:, :2, 0], _sample_slide(count, generator)
+        projected, rotations[:, :2, 0], _sample_slide_strengths(count, generator)
     )
     left, right = EYE_CORNERS
     eye_distance = (points[:, left] - points[:, right]).norm(dim=-1) / distances
@@ -80,7 +80,7 @@ def mirror_landmarks(landmarks: torch.Tensor) -> torch.Tensor:
 
 
 def check_landmarks(landmarks: np.ndarray, source: str) -> None:
-    """Raise an error for landmarks without a pose.
+    """Raise an error for landmarks from which no pose can be computed.
 
     Parameters
     ----------
@@ -123,10 +123,10 @@ def _sample_expressions(count: int, generator: torch.Generator) -> torch.Tensor:
     weights = active * torch.rand(shape, generator=generator)
     sideways = EXPRESSIONS.index("mouth_sideways")
     weights[:, sideways] *= torch.rand(count, generator=generator) - 0.5
-    return weights + RELAXED * torch.randn(shape, generator=generator)
+    return weights + EXPRESSION_NOISE * torch.randn(shape, generator=generator)
 
 
-def _sample_slide(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw silhouette strengths: 0 for half of the faces, uniform in [0, 1] for the other half."""
-    slides = torch.rand(count, generator=generator) < 0.5
-    return slides * torch.rand(count, generator=generator)
+def _sample_slide_strengths(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw strengths of `slide_contour`: 0 for half of the faces, uniform in [0, 1] for the other half."""
+    is_2d_landmarker = torch.rand(count, generator=generator) < 0.5
+    return is_2d_landmarker * torch.rand(count, generator=generator)

@@ -141,17 +141,25 @@ def compare_methods(
 
 
 def _wrapped(degrees: np.ndarray) -> np.ndarray:
+    """Return angles in degrees, wrapped to [-180, 180)."""
     return (degrees + 180.0) % 360.0 - 180.0
 
 
 def _bins(angles: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return names and masks of all faces, of |raw Roll| up to 60°, and of each bin with a face."""
+    """Return the bins of |raw Roll| that have faces: name and mask ``[N]`` of each."""
     turn = np.abs(angles[:, 1])
-    rows = [("all", np.ones(len(turn), dtype=bool)), ("≤ 60°", turn <= 60.0)]
+    bins = []
     for low, high in itertools.pairwise(BIN_EDGES):
-        upper = turn <= high if high == BIN_EDGES[-1] else turn < high
-        rows.append((f"{low:.0f}–{high:.0f}°", (turn >= low) & upper))
-    return [(name, mask) for name, mask in rows if mask.any()]
+        below_high = turn <= high if high == BIN_EDGES[-1] else turn < high
+        bins.append((f"{low:.0f}–{high:.0f}°", (turn >= low) & below_high))
+    return [(name, mask) for name, mask in bins if mask.any()]
+
+
+def _table_rows(angles: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return name and mask ``[N]`` of each table row: all faces, |raw Roll| up to 60°, and each bin."""
+    up_to_60 = np.abs(angles[:, 1]) <= 60.0
+    totals = [("all", np.ones(len(angles), dtype=bool)), ("≤ 60°", up_to_60)]
+    return [(name, mask) for name, mask in totals if mask.any()] + _bins(angles)
 
 
 def format_table(comparison: Comparison) -> str:
@@ -163,7 +171,7 @@ def format_table(comparison: Comparison) -> str:
         f"| abs. raw Roll | faces | {header} |",
         "| --- | ---: |" + " --- |" * len(methods),
     ]
-    for name, mask in _bins(comparison.angles):
+    for name, mask in _table_rows(comparison.angles):
         cells = [
             " / ".join(f"{mae:.2f}" for mae in np.abs(comparison.errors[method][mask]).mean(axis=0))
             for method in methods
@@ -206,14 +214,14 @@ def plot_errors(comparisons: list[Comparison], path: Path) -> None:
 
 
 def _draw_panel(panel: Axes, comparison: Comparison, column: int) -> None:
-    rows = [row for row in _bins(comparison.angles) if "–" in row[0]]
+    bins = _bins(comparison.angles)
     width = 0.8 / len(comparison.errors)
     for number, (method, errors) in enumerate(comparison.errors.items()):
-        positions = np.arange(len(rows)) + (number + 0.5) * width - 0.4
-        means = [np.abs(errors[mask, column]).mean() for _, mask in rows]
+        positions = np.arange(len(bins)) + (number + 0.5) * width - 0.4
+        means = [np.abs(errors[mask, column]).mean() for _, mask in bins]
         panel.bar(positions, means, width, label=METHOD_TITLES[method])
-    labels = [f"{name}\nn = {int(mask.sum())}" for name, mask in rows]
-    panel.set_xticks(np.arange(len(rows)), labels, fontsize=7)
+    labels = [f"{name}\nn = {int(mask.sum())}" for name, mask in bins]
+    panel.set_xticks(np.arange(len(bins)), labels, fontsize=7)
     panel.set_title(f"{comparison.title}: {ANGLES[column]}")
     panel.set_xlabel("|raw Roll|, the turn to the side")
     panel.set_ylabel("MAE in degrees")

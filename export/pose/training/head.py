@@ -39,11 +39,14 @@ MIRRORED_LANDMARK = (
     54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55,
     64, 63, 62, 61, 60, 67, 66, 65,
 )  # fmt: skip
-"""The landmark at the position of landmark i in the mirrored image."""
+"""For each landmark, the index of its counterpart on the other side of the face."""
 
 JAW = slice(0, 17)
 JAW_STEPS = (0.15, 0.3, 0.45)
-"""Slide targets of a jaw point, as fractions of the way to the middle of the face."""
+"""Slide targets: surface points to which a 2D landmarker may move a jaw point on a turned head.
+
+Each step is a fraction of the way from the jaw point to the middle of the face.
+"""
 
 PROPORTIONS = (
     "width", "height", "depth", "jaw_length", "jaw_width", "jaw_depth",
@@ -52,7 +55,7 @@ PROPORTIONS = (
 """Names of the first identity modes."""
 
 TYPICAL_PROPORTIONS = {"jaw_length": -1.4, "nose_depth": 1.6, "mouth_depth": 0.8}
-"""Non-zero mean mode weights: tracked faces have shorter chins, longer noses and fuller lips."""
+"""Non-zero means of mode weights: tracked faces have shorter chins, and noses and lips that protrude more."""
 
 EXPRESSIONS = (
     "jaw_open", "smile", "lip_corners_raise", "lips_stretch", "pucker", "mouth_sideways",
@@ -75,7 +78,7 @@ class HeadModel:
         Cross-covariance of the mean mesh with itself over all vertices.
     covariance_modes : Tensor, shape (modes, 3, 3)
         Change of a deformed mesh's cross-covariance with the mean mesh per unit of each mode.
-    mean_modes : Tensor, shape (modes, 3)
+    centroid_modes : Tensor, shape (modes, 3)
         Change of the mesh's centroid per unit of each mode.
     centroid : Tensor, shape (3,)
         The mean mesh's centroid, about which deformed heads are rotated back.
@@ -87,7 +90,7 @@ class HeadModel:
     point_modes: torch.Tensor
     covariance: torch.Tensor
     covariance_modes: torch.Tensor
-    mean_modes: torch.Tensor
+    centroid_modes: torch.Tensor
     centroid: torch.Tensor
     identity_modes: int
 
@@ -112,7 +115,7 @@ class HeadModel:
         Tensor, shape (N, points, 3)
             Landmarks and slide targets, rotated back by the rigid fit of the whole mesh.
         """
-        shift = weights @ self.mean_modes
+        shift = weights @ self.centroid_modes
         points = self.points + torch.einsum("nm,mpc->npc", weights, self.point_modes)
         points = points - shift[:, None] - self.centroid
         covariance = self.covariance + torch.einsum("nm,mab->nab", weights, self.covariance_modes)
@@ -151,18 +154,18 @@ def head_model() -> HeadModel:
     mesh = mean_mesh()
     identity = _identity_modes(mesh)
     modes = np.concatenate([identity, _expression_modes(mesh)])
-    picker = _point_weights(mesh)
+    point_weights = _point_weights(mesh)
     centred = mesh - mesh.mean(axis=0)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
     return HeadModel(
-        points=tensor(picker @ mesh),
-        point_modes=tensor(np.einsum("pv,mvc->mpc", picker, modes)),
+        points=tensor(point_weights @ mesh),
+        point_modes=tensor(np.einsum("pv,mvc->mpc", point_weights, modes)),
         covariance=tensor(centred.T @ centred),
         covariance_modes=tensor(np.einsum("mva,vb->mab", modes, centred)),
-        mean_modes=tensor(modes.mean(axis=1)),
+        centroid_modes=tensor(modes.mean(axis=1)),
         centroid=tensor(mesh.mean(axis=0)),
         identity_modes=len(identity),
     )
@@ -201,7 +204,10 @@ ASYMMETRY = 0.6
 
 
 def _identity_modes(mesh: np.ndarray, kept: float = 0.985) -> np.ndarray:
-    """Return modes ``[modes, 468, 3]``: proportions, then smooth, mostly symmetric fields."""
+    """Return modes ``[modes, 468, 3]``: proportions, then smooth, mostly symmetric random fields.
+
+    Each field is reduced to the principal modes that hold the fraction `kept` of its variance.
+    """
     mirrored = _mirror_vertices(mesh)
     amplitude = _identity_amplitude(mesh)
     kernel = sum(
@@ -210,11 +216,12 @@ def _identity_modes(mesh: np.ndarray, kept: float = 0.985) -> np.ndarray:
     )
     kernel = kernel * amplitude[:, None] * amplitude[None]
     modes = [_proportion_modes(mesh)]
+    # In a symmetric deformation (parity 1), opposite sides move equally in y and z and oppositely in x.
     for parity, deviation in ((1.0, 1.0), (-1.0, ASYMMETRY)):
-        part = deviation**2 / (1 + ASYMMETRY**2)
-        even = _principal_modes(part * (kernel + parity * kernel[:, mirrored]), kept)
-        odd = _principal_modes(part * (kernel - parity * kernel[:, mirrored]), kept)
-        for axis, field in ((0, odd), (1, even), (2, even)):
+        variance = deviation**2 / (1 + ASYMMETRY**2)
+        yz_field = _principal_modes(variance * (kernel + parity * kernel[:, mirrored]), kept)
+        x_field = _principal_modes(variance * (kernel - parity * kernel[:, mirrored]), kept)
+        for axis, field in ((0, x_field), (1, yz_field), (2, yz_field)):
             modes.append(_along_axis(field, axis))
     return np.concatenate(modes)
 
@@ -297,8 +304,8 @@ def _mouth_modes(mesh: np.ndarray) -> dict[str, np.ndarray]:
     zero = np.zeros_like(x)
     around = _bump(mesh, 0.0, MOUTH_HEIGHT, 2.6, 1.6)
     corner = _bump(mesh, 2.5, MOUTH_HEIGHT, 1.3, 1.3) + _bump(mesh, -2.5, MOUTH_HEIGHT, 1.3, 1.3)
-    lips = (np.abs(x) < 2.6) & (y > MOUTH_HEIGHT)
-    upper, lower = around * (y < MOUTH_HEIGHT), around * lips
+    is_lower_lip = (np.abs(x) < 2.6) & (y > MOUTH_HEIGHT)
+    upper, lower = around * (y < MOUTH_HEIGHT), around * is_lower_lip
     smile = (
         0.6 * corner * np.sign(x),
         0.35 * lower - 0.3 * upper - 0.6 * corner,

@@ -1,4 +1,4 @@
-"""Reading landmarks with reference angles from an NPZ or CSV file.
+"""Read landmarks with reference angles from an NPZ or CSV file.
 
 - NPZ: ``landmarks`` ``[N, 68, 2]`` and ``angles_deg`` ``[N, 3]``.
 - CSV with a header and one face per row: columns ``x_0 … x_67``, ``y_0 … y_67``, ``pitch_deg``,
@@ -38,7 +38,8 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ExportError
-        When the file cannot be read, lacks a column or array, has no face, or has a face without a pose.
+        When the file cannot be read, lacks a column or array, has no face or a value that is not finite, or
+        when the outer eye corners of a face coincide.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())

@@ -19,13 +19,13 @@ POINT_OFFSET = 0.008
 """Standard deviation of a landmarker's offset, drawn for each face and point."""
 
 TRAINING_POINT_OFFSET = 0.02
-"""Used in training instead. A network that relies less on single points is more accurate on real faces."""
+"""`POINT_OFFSET` in training. A network that relies less on single points is more accurate on real faces."""
 
 REGION_OFFSET = 0.008
 """Standard deviation of the common offset of a region."""
 
 CONTOUR_SCALE = 0.04
-"""Standard deviation of the factor, about 1, that scales the jaw contour about the nose."""
+"""Standard deviation of the factor (mean 1) that scales the jaw contour about the nose."""
 
 CONTOUR_SHIFT = 0.25
 """Standard deviation, in landmark spacings, of the shift of jaw points along the contour."""
@@ -71,7 +71,7 @@ def slide_contour(projected: torch.Tensor, sideways: torch.Tensor, strength: tor
 
 def add_noise(
     landmarks: torch.Tensor,
-    scale: torch.Tensor,
+    eye_distance: torch.Tensor,
     generator: torch.Generator,
     point_offset: float = POINT_OFFSET,
 ) -> torch.Tensor:
@@ -80,8 +80,8 @@ def add_noise(
     Parameters
     ----------
     landmarks : Tensor, shape (N, 68, 2)
-    scale : Tensor, shape (N,)
-        Eye distance in the image.
+    eye_distance : Tensor, shape (N,)
+        Eye distance in the units of `landmarks`.
     generator : torch.Generator
         Source of randomness.
     point_offset : float
@@ -104,7 +104,7 @@ def add_noise(
     middle = landmarks[:, 27:36].mean(dim=1, keepdim=True)
     contour = middle + (contour - middle) * (1 + CONTOUR_SCALE * normal(count, 1, 1))
     moved = torch.cat([contour, landmarks[:, JAW.stop :]], dim=1)
-    return moved + scale[:, None, None] * displacement
+    return moved + eye_distance[:, None, None] * displacement
 
 
 def _region_of_landmark() -> torch.Tensor:
@@ -112,17 +112,17 @@ def _region_of_landmark() -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(REGIONS)), lengths)
 
 
-def _shift_along(contour: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+def _shift_along(contour: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Move contour points along their polyline by a smooth random number of spacings.
 
-    `normal` ``[N, 17]`` is standard normal. The shifts of neighbours are correlated, and both sides move
+    `noise` ``[N, 17]`` is standard normal. The shifts of neighbours are correlated, and both sides move
     almost symmetrically. Beyond its ends the polyline continues straight.
     """
     last = contour.shape[1] - 1
     index = torch.arange(last + 1.0)
     smoothing = torch.exp(-((index[:, None] - index) ** 2) / (2 * CONTOUR_SHIFT_LENGTH**2))
     smoothing = smoothing / smoothing.norm(dim=1, keepdim=True)
-    offset = normal @ smoothing.T
+    offset = noise @ smoothing.T
     symmetric = (offset - offset.flip(1)) / 2**0.5
     offset = CONTOUR_SHIFT * (0.9 * symmetric + 0.3 * offset)
     position = index + offset

@@ -18,8 +18,8 @@ from export.pose.training.head import LANDMARK_VERTICES, mean_mesh
 METHODS = ("procrustes", "pnp")
 
 ITERATIONS = 40
-DIFFERENCE = 1e-6
-"""Step of the numerical derivatives."""
+DERIVATIVE_STEP = 1e-6
+"""Step of the forward differences that approximate the derivatives."""
 
 NEAREST = 15.0
 """Smallest camera distance of the perspective fit, in head units."""
@@ -45,27 +45,27 @@ def fitted_angles(landmarks: np.ndarray, method: str = "procrustes") -> np.ndarr
     faces = landmarks.astype(np.float64)
     faces = faces - faces.mean(axis=1, keepdims=True)
     faces = faces / np.sqrt((faces**2).sum(axis=2).mean(axis=1))[:, None, None]
-    parameters = 7 if method == "pnp" else 6
-    fits = [_minimise(head, faces, start[:, :parameters]) for start in _starts(head, faces)]
+    parameter_count = 7 if method == "pnp" else 6
+    fits = [_minimise(head, faces, start[:, :parameter_count]) for start in _starts(head, faces)]
     costs = np.stack([_cost(head, faces, fit) for fit in fits])
     best = np.stack(fits)[costs.argmin(axis=0), np.arange(len(faces))]
     return _angles(_rotations(best[:, :3]))
 
 
 def _starts(head: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two starts ``[N, 7]``: frontal with the tilt of the eyes, and nearest to the affine map."""
+    """Return two starts ``[N, 7]``: frontal with the tilt of the eyes, and nearest to the best affine map."""
     frontal = np.zeros((len(faces), 7))
     eyes = faces[:, 45] - faces[:, 36]
     frontal[:, 2] = np.arctan2(eyes[:, 1], eyes[:, 0])
     frontal[:, 3] = -np.log(np.sqrt((head[:, :2] ** 2).sum(axis=1).mean()))
     frontal[:, 6] = 0.01
-    affine = frontal.copy()
+    near_affine = frontal.copy()
     maps = np.einsum("pa,npi->nia", np.linalg.pinv(head).T, faces)
     left, _, right = np.linalg.svd(maps, full_matrices=False)
     rows = left @ right
     third = np.cross(rows[:, 0], rows[:, 1])
-    affine[:, :3] = _angles(np.concatenate([rows, third[:, None]], axis=1))
-    return frontal, affine
+    near_affine[:, :3] = _angles(np.concatenate([rows, third[:, None]], axis=1))
+    return frontal, near_affine
 
 
 def _rotations(angles: np.ndarray) -> np.ndarray:
@@ -112,17 +112,17 @@ def _minimise(head: np.ndarray, faces: np.ndarray, start: np.ndarray) -> np.ndar
     parameters, damping = start.copy(), np.full(len(start), 1e-3)
     residuals = _residuals(head, faces, parameters)
     for _ in range(ITERATIONS):
-        steps = np.eye(parameters.shape[1]) * DIFFERENCE
+        steps = np.eye(parameters.shape[1]) * DERIVATIVE_STEP
         jacobian = np.stack(
             [_residuals(head, faces, parameters + step) - residuals for step in steps], axis=2
-        ) / DIFFERENCE  # fmt: skip
+        ) / DERIVATIVE_STEP  # fmt: skip
         normal = jacobian.transpose(0, 2, 1) @ jacobian
         diagonal = np.einsum("nii->ni", normal) + 1e-12
         normal = normal + np.einsum("ni,ij->nij", diagonal * damping[:, None], np.eye(len(steps)))
         gradient = np.einsum("nri,nr->ni", jacobian, residuals)
         proposal = parameters - np.linalg.solve(normal, gradient[..., None])[..., 0]
         if proposal.shape[1] == 7:
-            proposal[:, 6] = np.clip(proposal[:, 6], 0.0, 1.0 / NEAREST - 2 * DIFFERENCE)
+            proposal[:, 6] = np.clip(proposal[:, 6], 0.0, 1.0 / NEAREST - 2 * DERIVATIVE_STEP)
         proposed = _residuals(head, faces, proposal)
         better = (proposed**2).sum(axis=1) < (residuals**2).sum(axis=1)
         parameters = np.where(better[:, None], proposal, parameters)

@@ -19,16 +19,16 @@ from export.pose.training.dataset import Faces, synthetic_faces, with_mirrored
 from export.pose.training.landmarker_noise import TRAINING_POINT_OFFSET
 
 DEFAULT_OUT = Path("build/pose_mlp.safetensors")
-"""Not the shipped checkpoint, so that you can evaluate a new one before you replace it."""
+"""Differs from the shipped checkpoint, so that you can evaluate a new checkpoint before you replace it."""
 
 STEPS = 11_000
 FACES_PER_STEP = 512
 """Faces drawn per step. The batch also holds their mirror images, so it is twice as large."""
 
-PEAK_RATE = 2e-3
+PEAK_LEARNING_RATE = 2e-3
 WARM_UP = 500
 WEIGHT_DECAY = 1e-4
-AVERAGING = 0.999
+AVERAGING_DECAY = 0.999
 """Decay of the exponential moving average of the weights, which is evaluated and saved."""
 
 TRANSLATION_WEIGHT = 0.01
@@ -159,15 +159,15 @@ def _fit(
 ) -> tuple[PoseNetwork, dict[str, Any]]:
     """Run the steps; return the best averaged network and facts about the training."""
     averaged, best = copy.deepcopy(network).eval(), copy.deepcopy(network).eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best_errors, best_step = torch.full((3,), torch.inf), 0
     bar = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=1.0)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * _relative_learning_rate(step, steps)
+            group["lr"] = PEAK_LEARNING_RATE * _relative_learning_rate(step, steps)
         faces = with_mirrored(synthetic_faces(faces_per_step, generator, TRAINING_POINT_OFFSET))
         _train_step(network, optimizer, faces, step)
-        _update_average(averaged, network, min(AVERAGING, step / (step + 10)))
+        _update_average(averaged, network, min(AVERAGING_DECAY, step / (step + 10)))
         if step % CHECK_EVERY and step != steps:
             continue
         errors = angle_errors(averaged, held_out).mean(dim=0)

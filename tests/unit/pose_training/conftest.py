@@ -29,20 +29,20 @@ def shipped_network() -> PoseNetwork:
 
 @pytest.fixture(scope="package")
 def held_out() -> LabelledFaces:
-    """Give held-out synthetic faces: landmarks and angles in degrees."""
+    """Return landmarks and angles, in degrees, of held-out synthetic faces."""
     return evaluate.held_out_faces(4000)
 
 
 @pytest.fixture
 def labelled_faces() -> LabelledFaces:
-    """Give three projections of the mean head and their angles in degrees."""
+    """Return landmarks and angles, in degrees, of three projections of the mean head."""
     angles = np.array([[0.0, 0.0, 0.0], [10.0, -40.0, 5.0], [-20.0, 66.0, 30.0]])
     return np.stack([project_mean_head(tuple(row), 60.0) * 400 + 200 for row in angles]), angles
 
 
 @pytest.fixture
 def run_command() -> RunCommand:
-    """Give a function that runs the command of a module with options."""
+    """Return a function that runs the command of a module with options."""
 
     def run(module: ModuleType, *options: object) -> None:
         parser = argparse.ArgumentParser()

@@ -24,7 +24,7 @@ def test_table_has_the_mean_errors_of_each_bin():
     assert "largest error: 9.00 / 7.00 / 7.00" in table
 
 
-def test_errors_of_whole_turns_are_removed():
+def test_errors_are_wrapped_to_180_degrees():
     np.testing.assert_allclose(evaluate._wrapped(np.array([359.0, -350.0, 10.0])), [-1, 10, 10])
 
 

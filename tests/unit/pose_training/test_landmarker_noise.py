@@ -16,7 +16,9 @@ def test_hidden_jaw_points_slide_outwards_and_no_other_point_moves():
     torch.testing.assert_close(moved[0], projected[0, :68])
     rightwards = (moved[1] - projected[1, :68]) @ rotations[1, :2, 0]
     eye_distance = (projected[1, 36] - projected[1, 45]).norm()
-    assert rightwards[:8].min() < -0.05 * eye_distance, "the head is turned left: its left side is hidden"
+    assert rightwards[:8].min() < -0.05 * eye_distance, (
+        "the head is turned to the image's left, so its left jaw is hidden"
+    )
     assert (rightwards[:8] <= 1e-6).all()
     torch.testing.assert_close(rightwards[9:17], torch.zeros(8))
     torch.testing.assert_close(moved[1, 17:], projected[1, 17:68])

@@ -13,10 +13,10 @@ from tests.unit.pose_training.mean_head import project_mean_head
 
 @pytest.fixture
 def near_frontal(held_out: LabelledFaces) -> np.ndarray:
-    """Give held-out faces turned by at most 45 degrees, in units of their eye distance."""
+    """Return held-out faces with angles of at most 45 degrees, in units of their eye distance."""
     landmarks = held_out[0][(np.abs(held_out[1]) <= 45).all(axis=1)]
-    size = np.linalg.norm(landmarks[:, 36] - landmarks[:, 45], axis=1)
-    return landmarks / size[:, None, None]
+    eye_distance = np.linalg.norm(landmarks[:, 36] - landmarks[:, 45], axis=1)
+    return landmarks / eye_distance[:, None, None]
 
 
 def estimated_degrees(network: PoseNetwork, landmarks: np.ndarray) -> np.ndarray:
@@ -27,10 +27,10 @@ def test_error_is_below_the_goal_and_below_the_baselines(
     shipped_network: PoseNetwork, held_out: LabelledFaces
 ):
     landmarks, angles = held_out
-    turned = np.abs(angles[:, 1]) <= 60
-    errors = np.abs(estimated_degrees(shipped_network, landmarks) - angles)[turned]
+    up_to_60 = np.abs(angles[:, 1]) <= 60
+    errors = np.abs(estimated_degrees(shipped_network, landmarks) - angles)[up_to_60]
     assert (errors.mean(axis=0) <= 1.5).all(), errors.mean(axis=0)
-    sample = np.flatnonzero(turned)[:300]
+    sample = np.flatnonzero(up_to_60)[:300]
     for method in METHODS:
         fitted = np.degrees(fitted_angles(landmarks[sample], method)) - angles[sample]
         assert (np.abs(fitted).mean(axis=0) > errors.mean(axis=0)).all(), method
@@ -65,11 +65,11 @@ def test_scaled_contour_changes_angles_by_less_than_2_degrees(
     assert change.max() > 0.01, "the contour must have an influence"
 
 
-@pytest.mark.parametrize("level", [0.01, 0.02])
+@pytest.mark.parametrize("deviation", [0.01, 0.02])
 def test_landmark_noise_changes_angles_by_less_than_2_degrees(
-    level: float, shipped_network: PoseNetwork, near_frontal: np.ndarray
+    deviation: float, shipped_network: PoseNetwork, near_frontal: np.ndarray
 ):
-    noisy = near_frontal + level * np.random.default_rng(1).normal(size=near_frontal.shape)
+    noisy = near_frontal + deviation * np.random.default_rng(1).normal(size=near_frontal.shape)
     change = np.abs(
         estimated_degrees(shipped_network, noisy) - estimated_degrees(shipped_network, near_frontal)
     )

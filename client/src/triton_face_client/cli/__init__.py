@@ -18,7 +18,7 @@ from triton_face_client.video.media import find_media
 BAD_INPUT = 3
 NO_SERVICE = 4
 INTERRUPTED = 130
-"""The shells' exit code for a command that Ctrl-C ended."""
+"""The shells' exit code for a command that Ctrl-C interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,14 +114,16 @@ def _client_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resume_hint(options: argparse.Namespace) -> str:
-    """Return how to resume an unfinished run, or an empty string if there is none."""
+    """Return a hint on resuming an unfinished run; an empty string if no run is unfinished."""
     if options.command != "run":
         return ""
     from triton_face_client.video.feature_files import parts_folder
 
     folder = parts_folder(options.out)
+    if not folder.exists():
+        return ""
     command = "the command without --restart" if options.restart else "the same command"
-    return f"; {folder} keeps the finished rows: run {command} again to resume" * folder.exists()
+    return f"; {folder} keeps the finished rows: run {command} again to resume"
 
 
 def _report_error(options: argparse.Namespace, message: str, code: int) -> int:

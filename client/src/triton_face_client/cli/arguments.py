@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common_options()
     add_options: Callable[[argparse.ArgumentParser], None] | None
-    for name, add_options, text in (
+    for name, add_options, summary in (
         ("info", None, "show the server, its models and their statistics"),
         ("run", _add_run_options, "compute the features of a landmark table and its images or video"),
         ("plot", _add_plot_options, "draw one face in detail, or a contact sheet of several"),
@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             parents=[common],
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def urls(options: argparse.Namespace) -> list[str]:
-    """Return the given addresses, or the default."""
+    """Return the addresses of ``--url``, else of the environment variable, else the default."""
     given: list[str] | None = options.url
     return given or os.environ.get(URL_VARIABLE, DEFAULT_URL).split(",")
 
@@ -69,7 +69,7 @@ def tls(options: argparse.Namespace) -> Tls | None:
 
 
 def cropping(options: argparse.Namespace) -> Cropping:
-    """Return which part of the image becomes the crop."""
+    """Return the box of the crops and its enlargement."""
     default = DEFAULT_CROPPING.enlarge if options.crop == "landmarks" else 1.0
     return Cropping(options.crop, options.enlarge or default)
 
@@ -82,7 +82,7 @@ def _common_options() -> argparse.ArgumentParser:
         "--url",
         action="append",
         metavar="HOST:PORT",
-        help="gRPC endpoint; repeat it to spread requests over servers, round robin "
+        help="gRPC endpoint; repeat the option to spread requests over servers, round robin "
         f"(default: ${URL_VARIABLE} or {DEFAULT_URL})",
     )
     server.add_argument(
@@ -146,8 +146,8 @@ def _add_table_options(command: argparse.ArgumentParser, media_count: str) -> No
         "--crop",
         choices=("landmarks", "face-rect"),
         default="landmarks",
-        help="box to crop by: the bounding box of the landmarks (default), or py-feat's FaceRect columns, "
-        "which py-feat itself crops by",
+        help="box of the crop: the bounding box of the landmarks (default), or the box in py-feat's FaceRect "
+        "columns, as in py-feat itself",
     )
     command.add_argument(
         "--enlarge",
@@ -180,7 +180,7 @@ def _add_plot_options(command: argparse.ArgumentParser) -> None:
         help="number of faces on the sheet, spread evenly over the table (default: 24)",
     )
     command.add_argument(
-        "--rows", type=_rows, metavar="N,N,...", help="rows of the table to draw instead, from 0"
+        "--rows", type=_rows, metavar="N,N,...", help="rows of the table to draw, from 0; overrides --count"
     )
 
 
@@ -204,14 +204,14 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
 def _non_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return value
 
 
 def _positive(text: str) -> float:
     value = _non_negative(text)
     if not value:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
     return value
 
 

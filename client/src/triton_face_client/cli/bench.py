@@ -105,20 +105,20 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
     Raises
     ------
     FaceServiceError
-        If the server does not respond before the load starts.
+        If the request before the load fails.
     """
     faces = sample_faces(load.batch)
     await client.features(*faces)
     latencies: list[float] = []
     failed: collections.Counter[str] = collections.Counter()
 
-    async def send_request(due: float) -> None:
+    async def send_request(scheduled_start: float) -> None:
         try:
             await client.features(*faces)
         except FaceServiceError as error:
             failed[str(error.status()).removeprefix("StatusCode.")] += 1
         else:
-            latencies.append(time.perf_counter() - due)
+            latencies.append(time.perf_counter() - scheduled_start)
 
     start = time.perf_counter()
     if load.rate is None:
@@ -169,27 +169,31 @@ async def _closed_loop(send_request: SendRequest, end: float, concurrency: int) 
 
 
 async def _open_loop(
-    send_request: SendRequest, start: float, end: float, rate: float, failed: collections.Counter[str]
+    send_request: SendRequest,
+    start: float,
+    end: float,
+    requests_a_second: float,
+    failed: collections.Counter[str],
 ) -> None:
     in_flight: set[asyncio.Task[None]] = set()
-    async for due in _arrivals(start, end, rate):
+    async for scheduled_start in _arrivals(start, end, requests_a_second):
         if time.perf_counter() > end or len(in_flight) >= MAX_IN_FLIGHT:
             failed["NOT_SENT"] += 1
             continue
-        task = asyncio.create_task(send_request(due))
+        task = asyncio.create_task(send_request(scheduled_start))
         in_flight.add(task)
         task.add_done_callback(in_flight.discard)
     await asyncio.gather(*in_flight)
 
 
-async def _arrivals(start: float, end: float, rate: float) -> AsyncIterator[float]:
-    """Yield the scheduled start of each request at that time; `rate` is in requests per second."""
+async def _arrivals(start: float, end: float, requests_a_second: float) -> AsyncIterator[float]:
+    """Wait for the scheduled start of each request and yield it."""
     generator = np.random.default_rng(0)
-    due = start
-    while (due := due + generator.exponential(1 / rate)) < end:
+    scheduled_start = start
+    while (scheduled_start := scheduled_start + generator.exponential(1 / requests_a_second)) < end:
         # Sleep even when late, because responses are handled on the same event loop.
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        yield due
+        await asyncio.sleep(max(0.0, scheduled_start - time.perf_counter()))
+        yield scheduled_start
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def info(client: FaceFeatureClient) -> ServerInfo:
     Raises
     ------
     FaceServiceError
-        If the server does not respond.
+        If the server does not respond or lacks a model.
     """
     connection = client.connection
     options = {"headers": client.headers, "client_timeout": client.timeout}
@@ -128,7 +128,7 @@ def _model(client: FaceFeatureClient, name: str, options: dict[str, Any]) -> Mod
         batch_size=config.max_batch_size,
         inputs=[_tensor(tensor) for tensor in config.input],
         outputs=[_tensor(tensor) for tensor in config.output],
-        **_figures(statistics),
+        **_statistics_fields(statistics),
     )
 
 
@@ -138,7 +138,8 @@ def _tensor(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput) 
     return f"{tensor.name} {datatype} [{', '.join(['N', *map(str, tensor.dims)])}]{optional}"
 
 
-def _figures(statistics: service_pb2.ModelStatistics) -> dict[str, Any]:
+def _statistics_fields(statistics: service_pb2.ModelStatistics) -> dict[str, Any]:
+    """Return the fields of `ModelInfo` from Triton's statistics of a model."""
     stats = statistics.inference_stats
     compute_ns = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
     return {

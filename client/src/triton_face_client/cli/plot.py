@@ -25,7 +25,7 @@ from triton_face_client.video.landmark_tables import LandmarkTable, read_table
 from triton_face_client.video.media import FrameReader, MediaError, is_image
 
 Outputs = Mapping[str, NDArray[Any]]
-"""Output names and one face's row of each."""
+"""The outputs of one face by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +70,21 @@ def plot(
     out : Path
         The picture, with one of `picture_files.SUFFIXES`.
     count : int
-        Number of faces, spread evenly over the rows with a face, or over all rows if none has a face.
+        Number of faces, spread evenly over the rows with a face, or over all rows if no row has a face.
     rows : sequence of int or None
-        Rows of the table, from 0, to draw instead.
+        Rows of the table to draw, from 0; overrides `count`.
     cropping : Cropping
-        Which part of the image becomes the crop.
+        Box of the crops and its enlargement.
 
     Raises
     ------
-    TableError, MediaError
-        If the table or all of the media cannot be used.
+    TableError
+        If the table cannot be used.
+    MediaError
+        If `media` is empty and the table names no file, or a file that does not exist.
     ValueError
-        If the table lacks a row, for no face or too many faces, or if the picture cannot be written.
+        If the table lacks a given row, the number of faces is not 1 to `MAX_FACES`, or the picture cannot be
+        written.
     FaceServiceError
         If the service fails.
     """
@@ -107,14 +110,15 @@ def plot(
 def as_text(report: PlotReport) -> str:
     """Format a report as one line."""
     faces = "1 face" if report.faces == 1 else f"{report.faces} faces"
-    return f"{report.out}: {faces}" + (f", {report.refused} of them without features" * bool(report.refused))
+    without_features = f", {report.refused} of them without features" if report.refused else ""
+    return f"{report.out}: {faces}{without_features}"
 
 
 def _spread_rows(table: LandmarkTable, count: int) -> NDArray[np.int64]:
-    with_face = table.has_face
-    candidates = np.flatnonzero(with_face) if with_face.any() else np.arange(len(with_face))
+    has_face = table.has_face
+    candidates = np.flatnonzero(has_face) if has_face.any() else np.arange(len(has_face))
     count = min(count, len(candidates))
-    # The middle of each of `count` equal parts, because the first frames of a video are often empty.
+    # Take the middle row of each of `count` equal parts: the first frames of a video often show no face.
     return candidates[((np.arange(count) + 0.5) * len(candidates) / max(count, 1)).astype(np.int64)]
 
 
@@ -129,7 +133,7 @@ def _checked_rows(table: LandmarkTable, rows: Sequence[int], landmarks: Path) ->
 def _find_named_media(
     table: LandmarkTable, rows: NDArray[np.int64], landmarks: Path
 ) -> tuple[LandmarkTable, list[Path]]:
-    """Find the files that the table names for `rows`; replace the table's sources by their paths."""
+    """Find the files that the table names in `rows`; return the table with their paths, and the paths."""
     sources = [] if table.source is None else [table.source[row] for row in rows]
     names = dict.fromkeys(source for source in sources if source)
     if not names:
@@ -159,12 +163,12 @@ def _compute(
     reasons = dict(chunk.reasons)
     if not len(chunk.cropped):
         return {}, reasons
-    faces = client.align(chunk.crops, chunk.landmarks, ALIGN_MASK_OUTPUTS, on_invalid="nan")
-    features = client.features(chunk.crops, chunk.landmarks, ["HOG"], on_invalid="nan")
+    aligned = client.align(chunk.crops, chunk.landmarks, ALIGN_MASK_OUTPUTS, on_invalid="nan")
+    hog = client.features(chunk.crops, chunk.landmarks, ["HOG"], on_invalid="nan")
     # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
     pose = client.pose(landmarks[chunk.cropped].astype(np.float32), on_invalid="nan")
-    arrays = {**faces, **features, "POSE": pose}
-    invalid = faces.refused | features.refused
+    arrays = {**aligned, **hog, "POSE": pose}
+    invalid = aligned.refused | hog.refused
     outputs: dict[int, Outputs] = {}
     for face, index in enumerate(chunk.cropped.tolist()):
         if face in invalid:
@@ -200,7 +204,7 @@ def _sheet_face(
 
 
 def _image_to_crop(image: Float, crop: Float) -> tuple[Float, Float]:
-    """Return scale and shift ``[2]``, x and y, between landmarks ``[68, 2]`` in the image and in the crop."""
+    """Return the scale and shift, each ``[2]``, that map landmarks ``[68, 2]`` of the image to the crop."""
     scale: Float = np.ptp(crop, axis=0) / np.ptp(image, axis=0)
     return scale, crop[0] - scale * image[0]
 

@@ -80,50 +80,52 @@ def run(
     restart : bool
         Replace an existing file or parts. If False, an existing file is an error and parts are resumed.
     cropping : Cropping
-        Which part of the image becomes the crop.
+        Box of the crops and its enlargement.
 
     Raises
     ------
-    TableError, MediaError, OutputError
-        If the table, all of the media or the output cannot be used.
+    TableError, OutputError
+        If the table or the output cannot be used.
+    MediaError
+        If `media` is empty, or no row with landmarks in the first part has a readable image.
     FaceServiceError
         If the service fails. Finished rows are kept; the same call resumes after them.
     """
-    faces = read_table(landmarks)
-    check_media(faces, media)
+    table = read_table(landmarks)
+    check_media(table, media)
     if out.resolve() in {path.resolve() for path in (landmarks, *media)}:
         raise OutputError(f"{out} is an input of this run: give another name")
-    # Fails now, before any request, if the table lacks the columns of the box.
-    cropping.boxes(faces, np.zeros(0, dtype=np.int64))
+    # Raise an error before the first request if the table lacks the columns of the box.
+    cropping.boxes(table, np.zeros(0, dtype=np.int64))
     job = _job(media, landmarks) | dataclasses.asdict(cropping)
-    reader = FrameReader(media, faces.exif_applied, faces.names_one_file_at_most)
+    reader = FrameReader(media, table.exif_applied, table.names_one_file_at_most)
     with reader, FeatureWriter(out, job, restart) as writer:
         start = writer.next_row()
-        rows = np.arange(start, len(faces.frame))
-        with tqdm(total=len(faces.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
-            for part in _in_parts(_features(client, faces, reader, rows, cropping), bar):
-                _check_first_part(part, faces, landmarks)
-                writer.write(int(part.rows[0]), feature_table(part, faces))
+        rows = np.arange(start, len(table.frame))
+        with tqdm(total=len(table.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
+            for part in _in_parts(_features(client, table, reader, rows, cropping), bar):
+                _check_first_part(part, table, landmarks)
+                writer.write(int(part.rows[0]), feature_table(part, table))
         reasons = writer.column("refused")
-        writer.finish(len(faces.frame))
-    refused = [row for row, reason in enumerate(reasons) if reason and faces.has_face[row]]
+        writer.finish(len(table.frame))
+    refused = [row for row, reason in enumerate(reasons) if reason and table.has_face[row]]
     return RunReport(
         out=str(out),
         rows=len(reasons),
         faces=reasons.count(None),
-        without_landmarks=int((~faces.has_face).sum()),
+        without_landmarks=int((~table.has_face).sum()),
         refused=len(refused),
         resumed_at=start,
         example=f"row {refused[0]}: {reasons[refused[0]]}" if refused else None,
-        warnings=_warnings(faces, media, landmarks),
+        warnings=_warnings(table, media, landmarks),
     )
 
 
-def _warnings(faces: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
-    """Warn if the table names another video: a single given video is read whatever the table names."""
-    if faces.source is None or len(media) > 1:
+def _warnings(table: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
+    """Return a warning if the table names files, but not the only given file."""
+    if table.source is None or len(media) > 1:
         return []
-    names = {PureWindowsPath(source).name for source in faces.source if source}
+    names = {PureWindowsPath(source).name for source in table.source if source}
     if not names or media[0].name in names:
         return []
     return [
@@ -141,7 +143,7 @@ def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
 
 def _features(
     client: FaceFeatureClient,
-    faces: LandmarkTable,
+    table: LandmarkTable,
     reader: FrameReader,
     rows: NDArray[np.int64],
     cropping: Cropping,
@@ -151,14 +153,14 @@ def _features(
     pending: deque[FaceChunk] = deque()
 
     def chunks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        for chunk in read_chunks(faces, reader, rows, size, cropping):
+        for chunk in read_chunks(table, reader, rows, size, cropping):
             pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
     for answers in client.stream(chunks(), ["HOG"], on_invalid="nan"):
         chunk = pending.popleft()
         # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
-        pose = client.pose(faces.landmarks[chunk.rows], on_invalid="nan")
+        pose = client.pose(table.landmarks[chunk.rows], on_invalid="nan")
         yield _chunk_features(chunk, answers, subject_pose(pose))
 
 
@@ -173,7 +175,7 @@ def _chunk_features(chunk: FaceChunk, answers: Answers, pose: NDArray[np.float32
         hog=hog,
         pose=pose,
         reasons=[reasons.get(index) for index in range(len(chunk.rows))],
-        crops=len(chunk.cropped),
+        crop_count=len(chunk.cropped),
     )
 
 
@@ -196,15 +198,15 @@ def _joined(chunks: Sequence[Features]) -> Features:
         hog=np.concatenate([chunk.hog for chunk in chunks]),
         pose=np.concatenate([chunk.pose for chunk in chunks]),
         reasons=[reason for chunk in chunks for reason in chunk.reasons],
-        crops=sum(chunk.crops for chunk in chunks),
+        crop_count=sum(chunk.crop_count for chunk in chunks),
     )
 
 
-def _check_first_part(part: Features, faces: LandmarkTable, landmarks: Path) -> None:
+def _check_first_part(part: Features, table: LandmarkTable, landmarks: Path) -> None:
     """Stop early if no image of the first part can be read: the media do not belong to the table."""
-    if part.rows[0] or part.crops or not faces.has_face[part.rows].any():
+    if part.rows[0] or part.crop_count or not table.has_face[part.rows].any():
         return
-    example = int(np.argmax(faces.has_face[part.rows]))
+    example = int(np.argmax(table.has_face[part.rows]))
     raise MediaError(
         f"no image of the first {len(part.rows)} rows of {landmarks} can be read; row {example}: "
         f"{part.reasons[example]}"

@@ -30,7 +30,7 @@ AXIS_COLORS = ("#ff3b30", "#34e05f", "#3fa7ff")
 MASK_COLOR = "#ffd60a"
 
 MAX_FACES = 500
-"""Per sheet: a picture of some 8000 pixels a side, which picture viewers still open."""
+"""Limit for one sheet: picture viewers still open its picture of about 7000 pixels a side."""
 
 OUTSIDE_BRIGHTNESS = 0.3
 """Factor for the pixels outside the mask."""
@@ -49,10 +49,9 @@ TITLE = 0.4
 LINE = 0.14
 
 CAPTION_POINTS = 8
-LEGEND_CHARACTERS = 17
-"""Per inch."""
+CHARACTERS_PER_INCH = 17
 REASON_CHARACTERS = 24
-"""Per line as wide as one picture; a reason without a crop has the width of two pictures."""
+"""Characters of a line as wide as one picture. Without a crop, the reason fills two pictures."""
 REASON_LINES = 11
 
 
@@ -67,9 +66,9 @@ class SheetFace:
     location : str
         File and frame, for the caption.
     outputs : mapping of str to ndarray, optional
-        The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE and AFFINE. Here AFFINE maps
-        pixels of the image to which POSE refers, not of the crop, to aligned pixels. None for a face without
-        features.
+        The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE and AFFINE. Unlike the server's
+        AFFINE, which maps the crop, this AFFINE maps pixels of the image to aligned pixels; POSE refers to
+        the image. None for a face without features.
     crop : ndarray of float32, shape (3, H, W), optional
         Values in [0, 1]; shown for a face without features.
     reason : str
@@ -99,7 +98,7 @@ def draw_sheet(path: Path, faces: Sequence[SheetFace]) -> None:
     Raises
     ------
     ValueError
-        If the picture cannot be written, or for another number of faces.
+        If the picture cannot be written, or the number of faces is not 1 to `MAX_FACES`.
     """
     check_picture_path(path)
     if not 1 <= len(faces) <= MAX_FACES:
@@ -123,7 +122,7 @@ class _Sheet:
         self._columns = tile_columns(count)
         rows = -(-count // self._columns)
         self._width = self._columns * (2 * PICTURE + GAP + MARGIN) + MARGIN
-        legend = textwrap.wrap(LEGEND, int((self._width - 2 * MARGIN) * LEGEND_CHARACTERS))
+        legend = textwrap.wrap(LEGEND, int((self._width - 2 * MARGIN) * CHARACTERS_PER_INCH))
         self._header = TITLE + LINE * len(legend) + GAP
         self._height = self._header + rows * (PICTURE + CAPTION) + GAP
         self.figure = Figure(figsize=(self._width, self._height), dpi=DPI)
@@ -131,11 +130,11 @@ class _Sheet:
         self._write(MARGIN, self._height - 0.12, [title], fontsize=11, weight="bold")
         self._write(MARGIN, self._height - TITLE, legend, fontsize=CAPTION_POINTS, color="0.3")
 
-    def panel(self, tile: int, picture: int, pictures: int = 1) -> Axes:
-        """Add axes that span `pictures` pictures of a tile, the first of them `picture`."""
+    def panel(self, tile: int, first: int, count: int = 1) -> Axes:
+        """Add axes that span `count` of a tile's two pictures, from picture `first` (0 or 1) on."""
         left, top = self._corner(tile)
-        left += picture * (PICTURE + GAP)
-        width = pictures * (PICTURE + GAP) - GAP
+        left += first * (PICTURE + GAP)
+        width = count * (PICTURE + GAP) - GAP
         bottom = top - PICTURE
         box = (left / self._width, bottom / self._height, width / self._width, PICTURE / self._height)
         return self.figure.add_axes(box)
@@ -152,7 +151,7 @@ class _Sheet:
 
     def _write(self, left: float, top: float, lines: Sequence[str], **style: Any) -> Text:
         text = "\n".join(lines)
-        # A dollar sign in a file name starts no formula.
+        # parse_math is off because a file name may contain dollar signs.
         style |= {"va": "top", "linespacing": 1.15, "parse_math": False}
         return self.figure.text(left / self._width, top / self._height, text, **style)
 
@@ -181,7 +180,7 @@ def _draw_tile(sheet: _Sheet, tile: int, face: SheetFace) -> None:
 
 
 def _shortened(text: str, length: int) -> str:
-    """Omit the middle, because files of one recording differ at the end of their names."""
+    """Omit the middle of a text, because files of one recording differ at the end of their names."""
     kept = length - 1
     return text[: kept // 2] + "…" + text[-(kept - kept // 2) :]
 
@@ -231,9 +230,10 @@ def _draw_aligned(panel: Axes, outputs: Mapping[str, NDArray[Any]]) -> None:
     panel.spines[:].set(color="0.6", linewidth=0.5)
     draw_contours(panel, points, 0.6)
     if mask.any():
-        # Padding closes the outline at the edges of the picture; the outline covers the jaw's contour.
+        # Padding closes the outline at the edges of the picture. zorder puts it above the jaw's contour.
         pixels = np.arange(-1, len(mask) + 1)
         panel.contour(pixels, pixels, np.pad(mask, 1), [0.5], colors=MASK_COLOR, linewidths=1, zorder=3)
+    # Remove the scale of AFFINE, so that the arrows have the same length on all tiles.
     linear = affine[:, :2] / np.abs(np.linalg.det(affine[:, :2])) ** 0.5
     axes = 0.35 * len(mask) * pose_axes(outputs["POSE"], linear)
     draw_axes(panel, points[NOSE_TIP], axes, AXIS_COLORS, 1.6)

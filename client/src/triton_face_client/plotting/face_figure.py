@@ -43,8 +43,8 @@ def draw_face(
     outputs : mapping of str to ndarray
         One face's row of HOG, POSE, ALIGNED_LANDMARKS, MASK, ALIGNED_FACES and MASKED_FACES.
     pixel_aspect : float
-        Height over width of a crop pixel in the image to which POSE refers. The pose panel has the image's
-        proportions.
+        Height over width of a crop pixel in the image. The panel of POSE, which refers to the image, has the
+        image's proportions.
 
     Raises
     ------

@@ -46,18 +46,18 @@ def draw_contours(panel: Axes, points: NDArray[Any], width: float) -> None:
 
 def draw_hog(panel: Axes, features: NDArray[np.float32], face_size: int, width: float) -> None:
     """Draw each HOG cell as strokes along its edges, with the strength (`cell_strengths`) as opacity."""
-    cells = cell_strengths(features)
-    count = len(cells)
-    cell = face_size / count
+    strengths = cell_strengths(features)
+    cells_a_side = len(strengths)
+    cell_size = face_size / cells_a_side
     gradient = np.pi * (np.arange(ORIENTATIONS) + 0.5) / ORIENTATIONS
-    along_edge = 0.45 * cell * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
-    row, column = np.mgrid[:count, :count]
-    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * cell
+    along_edge = 0.45 * cell_size * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
+    row, column = np.mgrid[:cells_a_side, :cells_a_side]
+    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * cell_size
     strokes = np.stack([centres - along_edge, centres + along_edge], axis=3).reshape(-1, 2, 2)
-    # A face of uniform colour has only zeros.
-    opacities = cells.ravel() / max(cells.max(), np.finfo(np.float32).tiny)
+    # The strengths of a uniform face are all zero.
+    opacities = strengths.ravel() / max(strengths.max(), np.finfo(np.float32).tiny)
     panel.add_collection(
-        # Rasterized in PDF and SVG too: sixty faces have a hundred thousand strokes.
+        # Rasterize the strokes in PDF and SVG, too: sixty faces have a hundred thousand of them.
         LineCollection(strokes, colors="white", alpha=opacities, linewidths=width, rasterized=True)
     )
     panel.set(xlim=(0, face_size), ylim=(face_size, 0), aspect="equal", facecolor="black")
@@ -80,7 +80,7 @@ def cell_strengths(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def head_rotation(pose: Float) -> NDArray[np.float64]:
-    """Return the head's rotation ``[3, 3]`` in camera axes for a raw pose ``[6]`` (`subject_pose`)."""
+    """Return the head's rotation ``[3, 3]`` in camera axes for a raw pose ``[6]`` (see `subject_pose`)."""
     (cos_a, cos_b, cos_c), (sin_a, sin_b, sin_c) = np.cos(pose[:3]), np.sin(pose[:3])
     about_x = np.array([[1, 0, 0], [0, cos_a, -sin_a], [0, sin_a, cos_a]])
     about_y = np.array([[cos_b, 0, sin_b], [0, 1, 0], [-sin_b, 0, cos_b]])
@@ -102,8 +102,8 @@ def pose_axes(pose: Float, image_to_picture: Float) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of float64, shape (3, 2)
-        Axes of length 1 in the image. For a frontal face: x to the image's right, y down, z towards the
-        camera.
+        Projections of unit vectors along the head's axes x, y and z. On a frontal face, x points to the
+        image's right, y down, and z towards the camera (projection 0).
     """
     rotation = head_rotation(pose)
     # The head's z axis points away from the camera; the picture shows its opposite, along the nose.
@@ -115,7 +115,7 @@ def pose_axes(pose: Float, image_to_picture: Float) -> NDArray[np.float64]:
 def draw_axes(
     panel: Axes, nose: NDArray[Any], axes: NDArray[np.float64], colors: Sequence[str], width: float
 ) -> None:
-    """Draw the head's axes ``[3, 2]`` as arrows from the tip of the nose; nothing for a pose of NaN."""
+    """Draw the head's axes ``[3, 2]`` as arrows from the tip of the nose; draw nothing for NaN."""
     if not np.isfinite(axes).all():
         return
     for axis, color in zip(axes, colors, strict=True):

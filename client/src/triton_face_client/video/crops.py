@@ -8,8 +8,9 @@ Images are ``[H, W, 3]`` with y down and x right. Landmarks (x, y) are in pixels
 - *Pixels* come from the unrounded box. Crop pixel ``i`` lies at
   ``p = left + (i + 0.5) / size * (right - left)``. py-feat normalizes it as ``2 p / (W - 1) - 1`` and calls
   ``grid_sample(align_corners=False)``, which reads the image at ``p * W / (W - 1) - 0.5``, where pixel 0 has
-  its centre at 0. The exact position is ``p - 0.5``, so the crop drifts by up to one pixel towards the right
-  and bottom of the image. py-feat feeds its models such crops, so this module reproduces the drift.
+  its centre at 0. The exact position is ``p - 0.5``, so the sampled position is off by ``p / (W - 1)``: up to
+  one pixel, at the right and bottom of the image. py-feat feeds its models such crops, so this module has the
+  same offset.
 - *Landmarks* refer to the box rounded to whole pixels, as in py-feat's `inverse_transform_landmarks_torch`.
   `crop_landmarks` is the inverse of that function.
 
@@ -110,10 +111,10 @@ def _ignore_float_errors() -> AbstractContextManager[None]:
 def _enlarged(boxes: Float, enlarge: float) -> NDArray[np.float32]:
     """Enlarge boxes about their centres, float32 ``[n, 4]``."""
     corners = np.asarray(boxes, dtype=np.float32)
-    first, last = corners[:, :2], corners[:, 2:]
-    centre = (first + last) / 2
-    half = (last - first) * enlarge / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
+    upper_left, lower_right = corners[:, :2], corners[:, 2:]
+    centre = (upper_left + lower_right) / 2
+    half_size = (lower_right - upper_left) * enlarge / 2
+    return np.concatenate([centre - half_size, centre + half_size], axis=1)
 
 
 def _neighbours(
@@ -143,8 +144,8 @@ def _neighbours(
     # PyTorch computes this product and difference with a fused multiply-add, on CPUs and on GPUs. float64
     # gives the same single rounding.
     positions = ((normalized + 1).astype(np.float64) * (extent / 2) - 0.5).astype(np.float32)
-    # All positions from -1 down and from `extent` up are black. Clipping keeps them in the range of int64;
-    # NaN is replaced because its conversion to an integer depends on the machine.
+    # Positions up to -1 and from `extent` on are black, so clipping changes no pixel and avoids an int64
+    # overflow. NaN is replaced because its conversion to an integer depends on the machine.
     positions = np.clip(np.nan_to_num(positions, nan=-1), -1, extent)
     before = np.floor(positions)
     fraction = positions - before
@@ -171,8 +172,8 @@ def _interpolated(
     ndarray of float32, shape (3, size, size)
     """
     size = len(neighbours) // 2
-    # py-feat divides the frame before it cuts. The channels stay interleaved because NumPy is faster on long
-    # rows.
+    # Like py-feat, divide by 255 before the interpolation. The channels stay interleaved because NumPy is
+    # faster on long rows.
     above, below = neighbours.reshape(2, size, -1).astype(np.float32) / np.float32(255)
     above *= row_weights[0, :, None]
     below *= row_weights[1, :, None]

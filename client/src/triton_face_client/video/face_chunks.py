@@ -19,7 +19,7 @@ FACE_RECT = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 
 @dataclasses.dataclass(frozen=True)
 class Cropping:
-    """Which part of the image becomes the crop.
+    """Selection and enlargement of the box by which a face is cropped.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Cropping:
     enlarge: float = 1.2
 
     def boxes(self, table: LandmarkTable, rows: NDArray[np.int64]) -> Float:
-        """Return the boxes ``[R, 4]`` x1, y1, x2, y2 of rows, before they are enlarged.
+        """Return the boxes ``[R, 4]`` of rows: x1, y1, x2, y2 in pixels, before the enlargement.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class FaceChunk:
     rows : ndarray of int64, shape (R,)
         Row numbers in the table.
     files : list of R str
-        The image or video of each row; the table's own spelling if no given file matches it.
+        The image or video of each row; the name in the table if no given file matches it.
     cropped : ndarray of int64, shape (K,)
         Indices into `rows` of the faces that have a crop.
     crops : ndarray of float32, shape (K, 3, 112, 112)
@@ -85,7 +85,7 @@ class FaceChunk:
 
 
 def check_media(table: LandmarkTable, media: Sequence[Path]) -> None:
-    """Raise a TableError if a table of one image (OpenFace's FaceLandmarkImg) is given with several files."""
+    """Raise a TableError for several files if the table is that of one image (OpenFace's FaceLandmarkImg)."""
     if table.source is None and len(media) > 1 and not table.frame.any() and len(table.frame) > 1:
         raise TableError(f"the table belongs to one image, but {len(media)} files are given: give that image")
 

@@ -1,9 +1,10 @@
-"""Write the features of a landmark table's rows to a file, resumably.
+"""Write the features of a landmark table to a file; an interrupted run can be resumed.
 
-During a run, the folder ``NAME.parts/`` beside the file holds the finished rows: one Parquet file per few
-hundred rows, named after its first and last row, and ``job.json``, which identifies the inputs. After the
-last row, the parts become the file and the folder is deleted. Every file is written under a temporary name
-and then renamed, so no reader sees a partial file.
+During a run, the folder ``NAME.parts/`` beside the file holds the finished rows as parts: Parquet files of a
+few hundred rows, ``FIRST-END.parquet`` with the number of the first row and of the row after the last. The
+folder also holds ``job.json``, which identifies the inputs. After the last row, the parts are combined into
+the file and the folder is deleted. Each file is written under a temporary name and then renamed, so no reader
+sees a partial file.
 """
 
 import contextlib
@@ -46,14 +47,14 @@ class Features:
     rows : ndarray of int64, shape (R,)
         Row numbers in the landmark table.
     files : list of R str
-        The image or video of each.
+        The image or video of each row.
     hog : ndarray of float32, shape (R, F)
         HOG features; NaN for a row without features.
     pose : ndarray of float32, shape (R, 6)
-        Pose in the subject's convention; NaN for a row without pose.
+        Pose as `subject_pose` returns it; NaN for a row without pose.
     reasons : list of R (str or None)
         Reason why a row has no HOG features.
-    crops : int
+    crop_count : int
         Number of rows with a crop.
     """
 
@@ -62,26 +63,28 @@ class Features:
     hog: NDArray[np.float32]
     pose: NDArray[np.float32]
     reasons: list[str | None]
-    crops: int
+    crop_count: int
 
 
-def feature_table(features: Features, faces: LandmarkTable) -> pa.Table:
+def feature_table(features: Features, landmark_table: LandmarkTable) -> pa.Table:
     """Join features with the landmark table's columns of the same rows."""
     rows = features.rows
-    columns: dict[str, Any] = {"input": pa.array(features.files, pa.string()), "frame": faces.frame[rows]}
-    for name, values in faces.extra_columns.items():
+    columns: dict[str, Any] = {"input": pa.array(features.files, pa.string())}
+    columns["frame"] = landmark_table.frame[rows]
+    for name, values in landmark_table.extra_columns.items():
         if isinstance(values, np.ndarray):
             columns[name] = values[rows]
         else:
             # Without the explicit type, a part whose values are all missing would get Arrow's null type.
             columns[name] = pa.array([values[row] for row in rows], pa.string())
     columns |= {name: features.pose[:, i] for i, name in enumerate(POSE_COLUMNS)}
-    columns |= {name: faces.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
-    columns |= {name: faces.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
+    columns |= {name: landmark_table.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
+    columns |= {name: landmark_table.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
     columns["HOG"] = pa.FixedSizeListArray.from_arrays(features.hog.ravel(), features.hog.shape[1])
     columns["refused"] = pa.array(features.reasons, pa.string())
     table = pa.table(columns)
-    return table.replace_schema_metadata({EXIF_APPLIED_KEY: b"true" if faces.exif_applied else b"false"})
+    exif_applied = b"true" if landmark_table.exif_applied else b"false"
+    return table.replace_schema_metadata({EXIF_APPLIED_KEY: exif_applied})
 
 
 def parts_folder(out: Path) -> Path:
@@ -134,20 +137,20 @@ class FeatureWriter:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Release the folder; delete it if it has no parts."""
+        """Unlock the folder; delete it if it has no parts."""
         if not self._part_paths():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def next_row(self) -> int:
-        """Return the first row that is not written yet."""
-        done = 0
+        """Return the number of the first row that is not written yet."""
+        next_row = 0
         for path in self._part_paths():
             first, end = _row_range(path)
-            if first != done:
+            if first != next_row:
                 break
-            done = end
-        return done
+            next_row = end
+        return next_row
 
     def write(self, first: int, table: pa.Table) -> None:
         """Write a part whose first row is `first`."""
@@ -161,7 +164,7 @@ class FeatureWriter:
         return [value for part in parts for value in part[name].to_pylist()]
 
     def finish(self, rows: int) -> None:
-        """Combine the parts, which must have `rows` rows, into the file and delete them."""
+        """Combine the parts into the file and delete them; raise an OutputError if rows are missing."""
         if self.next_row() != rows:
             raise OutputError(
                 f"{self.folder} lacks rows from {self.next_row()} on: run again to compute them"
@@ -213,7 +216,7 @@ class FeatureWriter:
                 writer.write_table(table)
 
     def _write_npz(self, path: Path) -> None:
-        """Write one array ``[N, ...]`` per column; HOG may exceed the memory, so map it from a file."""
+        """Write one array ``[N, ...]`` per column; HOG may exceed the memory, so map a file for it."""
         columns: dict[str, list[NDArray[Any]]] = {}
         hog_path = self.folder / "HOG.npy.unfinished"
         self._write_hog(hog_path)
@@ -272,5 +275,6 @@ def _npz_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
         return values if values.dtype != object else np.array(["" if v is None else v for v in values], str)
 
     points = [np.stack([column(x), column(y)], axis=1) for x, y in zip(X_COLUMNS, Y_COLUMNS, strict=True)]
-    others = [n for n in table.column_names if n not in {"HOG", "input", *X_COLUMNS, *Y_COLUMNS}]
-    return {"landmarks": np.stack(points, axis=1), "source": column("input")} | {n: column(n) for n in others}
+    renamed = {"landmarks": np.stack(points, axis=1), "source": column("input")}
+    omitted = {"HOG", "input", *X_COLUMNS, *Y_COLUMNS}
+    return renamed | {name: column(name) for name in table.column_names if name not in omitted}

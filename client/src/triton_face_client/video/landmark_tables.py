@@ -1,4 +1,4 @@
-"""Read landmark tables: OpenFace's, py-feat's, and NPZ files with any landmarks.
+"""Read landmark tables of OpenFace and py-feat, and NPZ files with landmarks of any origin.
 
 Each row is one face. Readers keep all rows, in their order. Formats:
 
@@ -6,7 +6,7 @@ Each row is one face. Readers keep all rows, in their order. Formats:
   Fex): columns ``x_0 … x_67`` and ``y_0 … y_67`` among any others.
 - ``.parquet``: the same columns.
 - A feature file, written by this package as CSV or Parquet. It has the column `REFUSED`, and its frames count
-  from 0 whatever the original table was.
+  from 0 even if those of the original table count from 1.
 - ``.npz``: ``landmarks`` ``[N, 68, 2]``, optionally ``frame`` ``[N]`` and ``source`` ``[N]``.
 """
 
@@ -57,10 +57,10 @@ CSV has no metadata; there, the presence of OpenFace's columns decides.
 """
 
 MISSING_NUMBERS = ("NA", "NULL", "null", "None", "")
-"""Missing numbers as pandas and R write them. pyarrow itself parses C++'s NaN, on Windows "-nan(ind)"."""
+"""Missing numbers as pandas and R write them. pyarrow itself parses C++'s NaN ("-nan(ind)" on Windows)."""
 
 BLOCK_BYTES = 8 * 2**20
-"""Bytes of a CSV per block: some thousand rows, enough to hide the call overhead and still fit the cache."""
+"""Bytes that pyarrow parses at once: a block is large enough to hide the call overhead and fits the cache."""
 
 EXPECTED_COLUMNS = (
     "a CSV of OpenFace (run with -2Dfp) or py-feat has x_0 … x_67, y_0 … y_67 and, for videos, frame"
@@ -104,7 +104,7 @@ class LandmarkTable:
 
     @property
     def names_one_file_at_most(self) -> bool:
-        """Whether all rows belong to one file, as far as the table says."""
+        """Whether the table names at most one file."""
         return len(set(self.source or ())) <= 1
 
     def location(self, row: int) -> tuple[str | None, int]:
@@ -214,7 +214,7 @@ def _pyarrow(path: Path) -> Any:
 def _wanted_columns(names: Sequence[str], path: Path) -> list[str]:
     """Check that a table has the landmarks; return the columns to read, in the table's order.
 
-    OpenFace's tables have 700 columns.
+    The other columns are skipped; OpenFace's tables have about 700.
     """
     if "x_68" in names or ("x_0" not in names and "mesh_x_0" in names):
         raise TableError(
@@ -226,9 +226,9 @@ def _wanted_columns(names: Sequence[str], path: Path) -> list[str]:
         needed.append("frame")
     missing = [name for name in needed if name not in names]
     if missing:
-        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        examples = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         columns = "1 column" if len(missing) == 1 else f"{len(missing)} columns"
-        raise TableError(f"{path} lacks {columns}: {some}; {EXPECTED_COLUMNS}")
+        raise TableError(f"{path} lacks {columns}: {examples}; {EXPECTED_COLUMNS}")
     wanted = {*needed, "frame", *TEXT_COLUMNS, *EXTRA_NUMBERS}
     # dict.fromkeys: pyarrow would read a repeated name twice.
     return [name for name in dict.fromkeys(names) if name in wanted]
@@ -287,7 +287,7 @@ def _landmarks(table: "pa.Table", path: Path) -> NDArray[np.float64]:
 
 
 def _numbers(table: "pa.Table", name: str, path: Path) -> Numbers:
-    """Return a column of numbers ``[N]``; with missing values as float64 with NaN."""
+    """Return a column of numbers ``[N]``. If values are missing, it is float64 with NaN for them."""
     _check_numbers(table, name, path)
     column = table[name]
     values: Numbers = column.to_numpy()
@@ -309,7 +309,7 @@ def _frame_column(table: "pa.Table", kind: Kind, path: Path) -> NDArray[np.int64
 
 def _frames_from_zero(values: Numbers, first: int, path: Path) -> NDArray[np.int64]:
     """Convert frames that count from `first` to int64 from 0."""
-    # False for NaN. Below 2**53, float64 represents every whole number.
+    # NaN fails each comparison. Below 2**53, float64 represents every whole number.
     valid = (values >= first) & (values < 2**53) & (values == np.floor(values))
     if not valid.all():
         row = int(np.argmin(valid))

@@ -41,13 +41,13 @@ class MediaError(ValueError):
 
 
 def find_media(paths: Iterable[Path | str]) -> list[Path]:
-    """List the files that paths refer to.
+    """List the given files and the images in the given folders.
 
     Parameters
     ----------
     paths : iterable of Path or str
-        A file refers to itself, a folder to the images directly inside it, without hidden ones. Images are
-        in natural order: frame2 before frame10.
+        Files and folders. A folder adds the images directly in it, except hidden files, in natural order:
+        frame2 before frame10.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def is_image(path: Path) -> bool:
 
 
 class FrameReader:
-    """Read the frame of a row of a landmark table. Use the reader as a context manager.
+    """Read the frames to which the rows of a landmark table refer. Use the reader as a context manager.
 
     The reader caches the last frame, so that several faces of one frame decode it once. It reads videos
     sequentially; an earlier frame or another video reopens the file.
@@ -84,13 +84,14 @@ class FrameReader:
     Parameters
     ----------
     files : sequence of Path
-        One video; or images and videos that the table names; or images that the table numbers.
+        One video; or the images and videos that the table names; or, if the table names no files, its images
+        in the order of their frame numbers.
     apply_exif : bool
         Whether to rotate images by their EXIF orientation (`LandmarkTable.exif_applied`). Pillow always
         rotates TIFF files; py-feat reads TIFF with Pillow, so its coordinates refer to the rotated image.
     one_source : bool
-        Whether the table names one file at most (`LandmarkTable.names_one_file_at_most`). A single video is
-        then that file, whatever its name.
+        Whether the table names one file at most (`LandmarkTable.names_one_file_at_most`). If so, a single
+        given video matches every row, whatever its name.
 
     Raises
     ------
@@ -133,11 +134,12 @@ class FrameReader:
         Parameters
         ----------
         source : str or None
-            The file in the table's spelling. It matches the given file with the same path, or else the one
-            with the same name, because tables are made on other machines too. A single video always matches.
+            Name of the file in the table, which selects the given file with the same path. If there is none,
+            it selects the file with the same name in any folder, because tables may be made on other
+            machines. With `one_source`, a single given video matches any name.
         frame : int
-            With a source: the frame of the video, from 0; ignored for images. Without a source: the index in
-            the list of images, from 0.
+            Frame of the video, from 0. For images: the index in the list of images, from 0, if `source` is
+            None; otherwise ignored.
 
         Returns
         -------
@@ -180,19 +182,19 @@ class FrameReader:
 
     def _file_by_name(self, source: str) -> Path:
         # PureWindowsPath splits at both slashes: tables may be made on Windows.
-        named = self._by_name.get(PureWindowsPath(source).name, set())
-        if Path(source) in named:
+        matches = self._by_name.get(PureWindowsPath(source).name, set())
+        if Path(source) in matches:
             return Path(source)
-        if not named:
+        if not matches:
             raise MediaError(
                 f"the table names {source}, which is not among the {len(self._files)} given files: add it"
             )
-        if len(named) > 1:
-            first, second = sorted(named)[:2]
+        if len(matches) > 1:
+            first, second = sorted(matches)[:2]
             raise MediaError(
                 f"the table names {source}, which matches {first} and {second}: give one of them"
             )
-        return next(iter(named))
+        return next(iter(matches))
 
     def _read_video(self, file: Path, frame: int) -> NDArray[np.uint8]:
         if self._video is None or self._video.file != file or self._video.next_frame > frame:
@@ -267,7 +269,7 @@ def _read_image(file: Path, apply_exif: bool) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             image.load()
             mode = image.mode
-            # A copy, because Pillow frees its own memory with the image.
+            # np.array copies the pixels, which Pillow frees with the image.
             pixels = np.array(_rgb(_upright(image) if apply_exif else image))
     # Pillow's errors for files that are damaged, truncated or too large.
     except (OSError, SyntaxError, EOFError, TypeError, ValueError, Image.DecompressionBombError) as error:
