@@ -41,31 +41,31 @@ ATTEMPTS = 3
 BUSY_REASON = "other callers' requests change the server's statistics"
 
 
-def inputs(kind: type) -> Tensors:
+def inputs(dtype: type) -> Tensors:
     frames, landmarks = photo_faces(FACES, 56)
-    return frame_inputs((255 * frames).astype(np.uint8) if kind is np.uint8 else frames, landmarks)
+    return frame_inputs((255 * frames).astype(np.uint8) if dtype is np.uint8 else frames, landmarks)
 
 
 @pytest.fixture(scope="module")
 def all_outputs(client: FaceFeatureClient) -> dict[type, Tensors]:
     """Return all outputs, by the type of the frames."""
     return {
-        kind: infer(client, "ensemble", inputs(kind), ENSEMBLE_OUTPUTS) for kind in (np.float32, np.uint8)
+        dtype: infer(client, "ensemble", inputs(dtype), ENSEMBLE_OUTPUTS) for dtype in (np.float32, np.uint8)
     }
 
 
 @pytest.mark.checks("All 31 subsets of outputs, FP32 and UINT8: the same results")
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_every_subset_has_the_same_results(
     client: FaceFeatureClient,
     all_outputs: dict[type, Tensors],
     assert_agree: AssertAgree,
     names: tuple[str, ...],
-    kind: type,
+    dtype: type,
 ):
-    subset = infer(client, "ensemble", inputs(kind), names)
-    assert_agree(subset, {name: all_outputs[kind][name] for name in names})
+    subset = infer(client, "ensemble", inputs(dtype), names)
+    assert_agree(subset, {name: all_outputs[dtype][name] for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,10 @@ def final_counts(client: FaceFeatureClient, min_faces: int) -> dict[str, int] | 
     return None
 
 
-def faces_by_model(client: FaceFeatureClient, kind: type, names: tuple[str, ...]) -> dict[str, int] | None:
+def faces_by_model(client: FaceFeatureClient, dtype: type, names: tuple[str, ...]) -> dict[str, int] | None:
     """Return the faces that each model computed for one request; None if others' requests are included."""
     before = faces_computed(client)
-    infer(client, "ensemble", inputs(kind), names)
+    infer(client, "ensemble", inputs(dtype), names)
     expected = before["ensemble"] + FACES
     after = final_counts(client, expected)
     if after is None or after["ensemble"] != expected:
@@ -108,14 +108,14 @@ def faces_by_model(client: FaceFeatureClient, kind: type, names: tuple[str, ...]
 
 @pytest.mark.checks("All 31 subsets of outputs, FP32 and UINT8: only the needed steps run")
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 @pytest.mark.usefixtures("idle_server")
 def test_every_subset_runs_only_the_needed_steps(
-    client: FaceFeatureClient, names: tuple[str, ...], kind: type
+    client: FaceFeatureClient, names: tuple[str, ...], dtype: type
 ):
     expected = dict.fromkeys({"ensemble"}.union(*(NEEDED_MODELS[name] for name in names)), FACES)
     for _ in range(ATTEMPTS):
-        computed = faces_by_model(client, kind, names)
+        computed = faces_by_model(client, dtype, names)
         if computed == expected:
             return
     if computed is None:

@@ -61,6 +61,7 @@ def connection(request: pytest.FixtureRequest, server: LocalServer) -> Connectio
 
 
 def is_restricted(call: Callable[[], object]) -> bool:
+    """Return whether the server rejects a call because its endpoint is restricted."""
     try:
         call()
     except InferenceServerException as error:

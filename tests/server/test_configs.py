@@ -22,6 +22,7 @@ def config(name: str) -> model_config_pb2.ModelConfig:
 
 
 def tensors(values: list[model_config_pb2.ModelInput]) -> list[tuple[str, str, list[int]]]:
+    """Return name, type and dims of each tensor, as in `INTERFACE`."""
     return [
         (value.name, model_config_pb2.DataType.Name(value.data_type), list(value.dims)) for value in values
     ]
@@ -79,9 +80,9 @@ def test_ensemble_connects_tensors_of_the_same_type_and_shape():
         model = config(step.model_name)
         of_model = {name: (kind, dims) for name, kind, dims in tensors([*model.input, *model.output])}
         assert {tensor.name for tensor in model.input} == set(step.input_map)
-        for model_name, ensemble_name in {**step.input_map, **step.output_map}.items():
-            tensor = of_model[model_name]
-            assert known.setdefault(ensemble_name, tensor) == tensor
+        for model_tensor, ensemble_tensor in {**step.input_map, **step.output_map}.items():
+            expected = of_model[model_tensor]
+            assert known.setdefault(ensemble_tensor, expected) == expected
     for name, kind, dims in tensors(ensemble.output):
         assert known[name] == (kind, dims)
 
@@ -94,7 +95,7 @@ def test_no_ensemble_output_is_input_of_a_step():
 
 
 def test_ensemble_steps_run_one_after_the_other():
-    """Each later step needs an output of the previous step: Triton 2.51 loses rejections of parallel steps."""
+    """Each later step needs an output of the previous: Triton 2.51 loses rejections of parallel steps."""
     steps = config("ensemble").ensemble_scheduling.step
     producer = {name: step.model_name for step in steps for name in step.output_map.values()}
     needs = {
