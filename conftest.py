@@ -1,3 +1,3 @@
-"""Fixtures that all tests share, those of the benchmarks included."""
+"""Loads the fixtures shared by all tests, including the benchmarks' tests."""
 
 pytest_plugins = ["tests.support.fixtures"]

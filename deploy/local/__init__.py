@@ -1,4 +1,4 @@
-"""A real Triton server on this machine without a container, from the wheel of nvidia-pytriton."""
+"""Triton on this machine without a container: the tritonserver of the package nvidia-pytriton."""
 
 from deploy.local.errors import ServerError
 from deploy.local.server import LocalServer

@@ -1,6 +1,7 @@
 """`python -m deploy.local`: serve the model repository until Ctrl-C or SIGTERM.
 
-A supervisor restarts the server on the same ports if one of its processes ends, or it hangs or keeps failing.
+A supervisor restarts the server on the same ports if a process of the server ends, or if the server hangs or
+fails every request.
 
 Environment variables:
 
@@ -9,7 +10,7 @@ HTTP_PORT, GRPC_PORT, METRICS_PORT
 MODEL_REPOSITORY
     Model repository, by default the project's.
 MODEL_CONFIG_NAME
-    Profile from the models' `configs/` (cpu, gpu).
+    Profile (cpu, gpu): a model with a file `configs/PROFILE.pbtxt` uses it instead of `config.pbtxt`.
 ADMIN_KEY
     Key of the restricted endpoints, by default random.
 """
@@ -35,8 +36,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> int:
     """Serve; return 0 after a stop by signal, 1 if the server cannot start or keeps failing."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop_once)
+    for stop_signal in STOP_SIGNALS:
+        signal.signal(stop_signal, _stop_once)
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
         with LocalServer(
@@ -60,10 +61,10 @@ def main() -> int:
         return 0
 
 
-def _stop_once(_number: int, _frame: types.FrameType | None) -> NoReturn:
+def _stop_once(_signal: int, _frame: types.FrameType | None) -> NoReturn:
     """Interrupt `main`; ignore further signals, which must not interrupt the clean-up."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    for stop_signal in STOP_SIGNALS:
+        signal.signal(stop_signal, signal.SIG_IGN)
     print("stopping ...", flush=True)
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Checks before a server starts: their messages are shorter than the server's log."""
+"""Checks before a server starts. Their messages are shorter than the server's log."""
 
 import re
 import tempfile
@@ -48,6 +48,12 @@ def check_onnx_files(repository: Path, configs: Configs) -> None:
 
 
 def check_temporary_folder() -> None:
-    """Raise a ServerError if the temporary folder's path is unsafe in Triton's shell commands for stubs."""
+    """Raise a ServerError if the temporary folder's path has characters that a shell interprets.
+
+    Triton puts this path unquoted into the shell command that starts a stub process.
+    """
     if not re.fullmatch(r"[\w./-]+", tempfile.gettempdir()):
-        raise ServerError(f"Triton cannot start from {tempfile.gettempdir()}: set TMPDIR to a plain path")
+        raise ServerError(
+            f"Triton cannot start from the temporary folder {tempfile.gettempdir()}: set TMPDIR to a path of "
+            "letters, digits, and the characters _ . / -"
+        )

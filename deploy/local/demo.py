@@ -14,32 +14,34 @@ from triton_face_client.plotting.face_figure import draw_face
 PICTURE = PROJECT / "build" / "demo.png"
 
 TIMED_REQUESTS = 20
-TIMED_BATCH = 32
+FACES_PER_BATCH = 32
 
 ModelStatistics = dict[str, service_pb2.ModelStatistics]
 
 
 def main() -> int:
     """Run the demo; return 1, with one line on standard error, if the server cannot start."""
-    crop, landmarks = photograph()
-    frames, points = crop[None], landmarks[None]
+    crop, points = photograph()
+    frames, landmarks = crop[None], points[None]
     try:
         print("starting tritonserver ...", flush=True)
         with (
             LocalServer() as server,
             FaceFeatureClient(server.grpc_url, headers=server.admin_headers) as client,
         ):
-            features = client.features(frames, points, ["HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK"])
-            faces = client.align(frames, points, ["ALIGNED_FACES", "MASKED_FACES"])
+            features = client.features(
+                frames, landmarks, ["HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK"]
+            )
+            faces = client.align(frames, landmarks, ["ALIGNED_FACES", "MASKED_FACES"])
             _print_server(client)
-            _print_tensors({"FRAMES": frames, "LANDMARKS": points} | features | faces)
+            _print_tensors({"FRAMES": frames, "LANDMARKS": landmarks} | features | faces)
             _print_pose(features["POSE"])
-            _print_times(client, frames, points)
+            _print_times(client, frames, landmarks)
     except ServerError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     PICTURE.parent.mkdir(exist_ok=True)
-    draw_face(PICTURE, crop, landmarks, {name: rows[0] for name, rows in (features | faces).items()})
+    draw_face(PICTURE, crop, points, {name: rows[0] for name, rows in (features | faces).items()})
     print(f"\npicture: {PICTURE}")
     return 0
 
@@ -62,21 +64,21 @@ def _print_pose(pose: np.ndarray) -> None:
     print("\nhead pose, degrees  pitch    roll     yaw")
     for name, angles in (("raw columns", pose[0, :3]), ("of the subject", subject_pose(pose)[0, :3])):
         print(f"{name:<17}" + "".join(f"{angle:>8.1f}" for angle in np.degrees(angles)))
-    print("(of the subject: + is up, tilted to the subject's right, turned to the subject's right)")
+    print("(of the subject: positive pitch is up, positive roll and yaw are to the subject's right)")
 
 
 def _print_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> None:
     print(f"\nmilliseconds in the server, mean of {TIMED_REQUESTS} requests")
-    print("stage           1 face   per face of " + str(TIMED_BATCH))
-    one = _stage_times(client, frames, landmarks)
-    many = _stage_times(
-        client, np.repeat(frames, TIMED_BATCH, axis=0), np.repeat(landmarks, TIMED_BATCH, axis=0)
+    print("model           1 face   per face of " + str(FACES_PER_BATCH))
+    one = _model_times(client, frames, landmarks)
+    many = _model_times(
+        client, np.repeat(frames, FACES_PER_BATCH, axis=0), np.repeat(landmarks, FACES_PER_BATCH, axis=0)
     )
     for name in one:
-        print(f"{name:<13} {one[name]:>8.2f}   {many[name] / TIMED_BATCH:>8.2f}")
+        print(f"{name:<13} {one[name]:>8.2f}   {many[name] / FACES_PER_BATCH:>8.2f}")
 
 
-def _stage_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
+def _model_times(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
     """Return the mean milliseconds of a request in each model, from the server's statistics."""
     client.features(frames, landmarks)
     before = _statistics(client)

@@ -1,7 +1,8 @@
 """A context manager that runs a real `tritonserver` process on the loopback interface.
 
-The server comes from the wheel of nvidia-pytriton (`deploy.local.wheel`). Its backends, log and admin key are
-in a temporary folder that is removed when the server stops.
+The executable is part of the package nvidia-pytriton (`deploy.local.wheel`). Triton's Python backend runs
+each instance of a Python model in a stub process. The server's backends, log and admin key are in a temporary
+folder that is removed when the server stops.
 """
 
 import contextlib
@@ -37,25 +38,23 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 
 STUB_MEMORY_BYTES = 64 * 2**20
-"""Initial shared memory of each stub process: room for a batch of 128 crops and its outputs without
-growth."""
+"""Initial shared memory of each stub process; a batch of 128 crops and its outputs fit without growth."""
 
 START_SECONDS = 120.0
 """Time limit of a start; importing torch from a cold disk has taken over 30 s."""
 
 DRAIN_SECONDS = 10
-"""Time limit of accepted requests when the server stops: the queue timeout in the model configurations."""
+"""Time limit for accepted requests after a stop begins; equals the models' queue timeout."""
 
 EXIT_SECONDS = DRAIN_SECONDS + 5.0
-"""Time limit of tritonserver after SIGTERM, then it is killed. An idle server ends after 7 s
-(docs/reliability.md).
+"""Time from SIGTERM until tritonserver is killed. An idle server ends after 7 s (docs/reliability.md).
 
-Requests of models outside an ensemble may need `DRAIN_SECONDS`, Triton's --exit-timeout-secs, within this
-limit.
+After SIGTERM, Triton waits up to `DRAIN_SECONDS` (--exit-timeout-secs) for requests that clients sent
+directly to a model of the ensemble.
 """
 
 KILL_SECONDS = 5.0
-"""Time limit of killed processes to end."""
+"""Time limit for killed processes to end."""
 
 
 class LocalServer:
@@ -73,7 +72,7 @@ class LocalServer:
         Names of the models to load; by default all.
     admin_key : str, optional
         Key of the restricted endpoints (`ADMIN_PROTOCOLS`): 16 or more letters, digits, - and _; by default
-        random. Other users of the machine can see it in the process list, because it is an option of Triton.
+        random. Other users of the machine can see the key in the process list, as an option of tritonserver.
 
     Attributes
     ----------
@@ -89,7 +88,7 @@ class LocalServer:
     Raises
     ------
     ServerError
-        On entry, if something is missing, a port is in use or a model does not load.
+        On entry, if a file or package is missing, a port is in use or a model does not load.
 
     Examples
     --------
@@ -138,7 +137,7 @@ class LocalServer:
     @property
     def pid(self) -> int:
         """Return the process id of tritonserver."""
-        return self._running().pid
+        return self._running_process().pid
 
     def __enter__(self) -> "LocalServer":
         """Start the server and wait until it is ready."""
@@ -158,7 +157,7 @@ class LocalServer:
         self.stop()
 
     def stop(self) -> None:
-        """Finish accepted requests, end all processes, remove the temporary folder and the shared memory."""
+        """Answer accepted requests, end all processes, remove the temporary folder and the shared memory."""
         if self._process is not None and self._process.poll() is None:
             self._drain_ensembles()
         self._end_processes()
@@ -184,8 +183,8 @@ class LocalServer:
 
     def restart(self) -> None:
         """Kill the server, hung or not, and start it again with the same ports, admin key and log."""
-        self._running().kill()
-        self._running().wait()
+        self._running_process().kill()
+        self._running_process().wait()
         self._end_processes()
         self._start_in_folder(find_triton())
 
@@ -197,7 +196,7 @@ class LocalServer:
 
     def wait(self) -> int:
         """Wait until the server ends by itself; return its exit status."""
-        return self._running().wait()
+        return self._running_process().wait()
 
     def _start_in_folder(self, triton: Path) -> None:
         try:
@@ -225,7 +224,7 @@ class LocalServer:
             while admin.is_unloading() and time.monotonic() < deadline:
                 time.sleep(0.01)
 
-    def _running(self) -> "subprocess.Popen[bytes]":
+    def _running_process(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             raise ServerError("the server is not running; use it inside its `with` block")
         return self._process
@@ -260,9 +259,9 @@ class LocalServer:
             f"--grpc-port={self.ports.grpc}",
             f"--metrics-port={self.ports.metrics}",
             f"--exit-timeout-secs={DRAIN_SECONDS}",
-            # As in production: the configurations are complete.
+            # The configurations are complete; deploy/docker/serve.sh has this option, too.
             "--disable-auto-complete-config",
-            # Required by `_drain_ensembles`.
+            # `_drain_ensembles` requires this mode.
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._models),
             # For gRPC, Triton prepends "triton-grpc-protocol-" to the header's name.
@@ -290,7 +289,7 @@ class LocalServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not _is_ready(self.ports.http):
-            if self._running().poll() is not None:
+            if self._running_process().poll() is not None:
                 raise ServerError(f"tritonserver did not start: {_log_reason(self.log_path)}")
             if time.monotonic() > deadline:
                 raise ServerError(
@@ -306,7 +305,9 @@ def _reserve_regions() -> RegionPrefix:
             shutil.rmtree(_folder_of(prefix), ignore_errors=True)
         return RegionPrefix()
     except OSError as error:
-        raise ServerError(f"{SHARED_MEMORY}, which Triton's Python backend needs: {error}") from error
+        raise ServerError(
+            f"cannot use {SHARED_MEMORY}, which Triton's Python backend needs: {error}"
+        ) from error
 
 
 def _folder_of(prefix: str) -> Path:

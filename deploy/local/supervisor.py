@@ -1,10 +1,13 @@
 """Restart the local server when a process ends, is stopped or hangs, or when a model keeps failing.
 
-Triton 2.51 does not restart a stub process that died: its requests fail while all readiness probes succeed.
-The supervisor checks the processes every second, which shows one that died or was stopped. Every five seconds
-it sends a test request with one face, which shows a hang, and reads the metrics like a pod's liveness probe,
-which shows a model that fails every request. While stubs use CPU time, a late response means a long queue,
-not a hang.
+Triton 2.51 does not restart a stub process (an instance of a Python model) that died: its requests fail while
+all readiness probes succeed. The supervisor detects
+
+- a process that died or was stopped, by a check of all processes every second;
+- a hang, by a test request with one face every five seconds;
+- a model that hangs or fails every request, by the metrics every five seconds, like a pod's liveness probe.
+
+While stubs use CPU time, a late response means a long queue, not a hang.
 """
 
 import collections
@@ -31,17 +34,16 @@ TEST_REQUEST_SECONDS = 5.0
 """Interval of the test requests."""
 
 METRICS_SECONDS = 5.0
-"""Interval of metrics reads; like a pod's liveness probe, two consecutive failures are required."""
+"""Interval of metrics reads. Like a pod's liveness probe, a restart requires two consecutive failures."""
 
 HUNG_SECONDS = 10.0
-"""A test request without a response for this long, while no stub uses CPU time, means that the server
-hangs."""
+"""The server hangs if a test request has no response for this long while no stub uses CPU time."""
 
 MIN_CPU_SECONDS = 0.1
-"""Less CPU time counts as idle: idle stubs use a little, a face takes milliseconds."""
+"""The stubs count as idle until their CPU time has grown by this much; idle stubs use a little."""
 
 MAX_RESTARTS, RESTARTS_SECONDS = 5, 600.0
-"""The supervisor gives up when the server needs more restarts than this in this time."""
+"""The supervisor gives up when the server needs more than `MAX_RESTARTS` in `RESTARTS_SECONDS`."""
 
 SERVER = "tritonserver"
 STUB = "triton_python_backend_stub"
@@ -71,7 +73,7 @@ class Process:
 
 
 class Supervisor:
-    """Watch a running server.
+    """Watch a running server and restart it after a failure.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ class Supervisor:
         self._test_request = _TestRequest(self._server.grpc_url)
         self._cpu_seconds = 0.0
         self._idle_since = time.monotonic()
-        self._metrics = _Metrics(self._server.ports.metrics)
+        self._metrics_check = _MetricsCheck(self._server.ports.metrics)
 
     def _restart(self, failure: str) -> None:
         now = time.monotonic()
@@ -128,22 +130,23 @@ class Supervisor:
         processes = {process.pid: process for process in server_processes(self._server.pid)}
         for pid, name in self._expected.items():
             if pid not in processes or processes[pid].state == "Z":
-                return f"the process of {name} is gone"
+                return f"the process of {name} has ended"
         stopped = {pid for pid, process in processes.items() if process.state == "T"}
         # Two consecutive checks: a debugger or a snapshot of the machine may stop a process for a moment.
         for pid in stopped & self._stopped:
             return f"the process of {processes[pid].name} is stopped"
         self._stopped = stopped
         cpu_seconds = sum(process.cpu_seconds for process in processes.values() if process.name != SERVER)
-        return self._hang(cpu_seconds) or self._metrics.failure()
+        return self._hang(cpu_seconds) or self._metrics_check.failure()
 
     def _hang(self, cpu_seconds: float) -> str | None:
+        """Return a description of a hang, or None; `cpu_seconds` is the CPU time of all stubs so far."""
         now = time.monotonic()
         if cpu_seconds - self._cpu_seconds > MIN_CPU_SECONDS:
             self._cpu_seconds, self._idle_since = cpu_seconds, now
-        sent = self._test_request.send_if_due()
-        if sent is not None and now - max(sent, self._idle_since) > HUNG_SECONDS:
-            return f"a test request has had no response for {now - sent:.0f} s"
+        sent_at = self._test_request.send_if_due()
+        if sent_at is not None and now - max(sent_at, self._idle_since) > HUNG_SECONDS:
+            return f"a test request has had no response for {now - sent_at:.0f} s"
         return None
 
 
@@ -170,12 +173,12 @@ def _model_of_stub(command: list[str]) -> str | None:
     return Path(command[1]).parent.parent.name if command[0].endswith(STUB) else None
 
 
-class _Metrics:
-    """Checks the server's metrics every few seconds."""
+class _MetricsCheck:
+    """Check the server's metrics every few seconds, with the rules of the pod's liveness probe."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._memory: probe.CounterHistory = {}
+        self._history: probe.CounterHistory = {}
         self._failed_before = False
         self._last_read = time.monotonic()
 
@@ -188,14 +191,14 @@ class _Metrics:
         try:
             metrics = probe.get_metrics(self._port, now + probe.ANSWER_SECONDS)
         except (OSError, ValueError, http.client.HTTPException):
-            return None  # the test request shows a server that does not respond
-        failures = probe.find_problems(metrics, self._memory)
+            return None  # the test request detects a server that does not respond
+        failures = probe.find_problems(metrics, self._history)
         failed_before, self._failed_before = self._failed_before, bool(failures)
         return "; ".join(failures) if failures and failed_before else None
 
 
 class _TestRequest:
-    """A request with one face, sent every few seconds."""
+    """A request with one face, sent every few seconds but never before the previous response."""
 
     def __init__(self, url: str) -> None:
         self._connection = InferenceServerClient(url)
@@ -205,21 +208,28 @@ class _TestRequest:
             create_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()
         ]
         self._outputs = [InferRequestedOutput("HOG"), InferRequestedOutput("POSE")]
-        self._sent = -TEST_REQUEST_SECONDS
+        self._sent_at = -TEST_REQUEST_SECONDS
         self._waiting = False
 
     def send_if_due(self) -> float | None:
-        """Send the request if it is due; return when the request without a response was sent, or None."""
+        """Send the request if it is due.
+
+        Returns
+        -------
+        float, optional
+            Time at which the unanswered request was sent, in seconds of the monotonic clock; None if the
+            last request was answered.
+        """
         now = time.monotonic()
-        if not self._waiting and now - self._sent >= TEST_REQUEST_SECONDS:
-            self._sent, self._waiting = now, True
+        if not self._waiting and now - self._sent_at >= TEST_REQUEST_SECONDS:
+            self._sent_at, self._waiting = now, True
             self._connection.async_infer("ensemble", self._inputs, self._on_response, outputs=self._outputs)
-        return self._sent if self._waiting else None
+        return self._sent_at if self._waiting else None
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
     def _on_response(self, result: object, error: InferenceServerException | None) -> None:  # noqa: ARG002
-        # Any response shows a live server, also an error such as that of a full queue.
+        # Any response shows a live server, also an error, for example because a queue is full.
         self._waiting = False

@@ -1,6 +1,7 @@
 """The tritonserver of nvidia-pytriton's wheel: its folder, libraries and backends.
 
-The wheel contains Triton 2.51.0, the Python backend, and a stub executable for each Python version.
+The wheel contains Triton 2.51.0, its Python backend, and for each Python version the executable of the stub
+processes in which the backend runs Python models.
 """
 
 import importlib.metadata
@@ -14,11 +15,11 @@ from pathlib import Path
 from deploy.local.errors import ServerError
 
 PYTHON_BASED_BACKENDS = Path(__file__).resolve().parent / "backends"
-"""Folder of the Python-based ONNX Runtime backend; the wheel has no C++ one."""
+"""Folder of the Python-based ONNX Runtime backend; the wheel lacks the C++ backend."""
 
 MALLOC_ARENAS = 2
-"""Limit of glibc's memory arenas: with its default the server kept 400 MB instead of 200 after large
-requests, at the same speed."""
+"""Limit of glibc's memory arenas. After large requests the server kept 200 MB with this limit and 400 MB
+without it, at the same speed."""
 
 
 def find_triton() -> Path:
@@ -31,7 +32,9 @@ def find_triton() -> Path:
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerError("nvidia-pytriton, which has tritonserver, is not installed: run `make install`")
+        raise ServerError(
+            "nvidia-pytriton, which contains tritonserver, is not installed: run `make install`"
+        )
     numpy = importlib.metadata.version("numpy")
     if int(numpy.partition(".")[0]) >= 2:
         raise ServerError(

@@ -1,4 +1,4 @@
-"""The table that `make accept` prints, made from pytest's reports."""
+"""The table of `make accept`, built from pytest's reports."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pytest
 
 RESULTS = {"failed": "FAILED", "error": "FAILED", "passed": "passed", "skipped": "not checked"}
-"""pytest's outcome -> the table's result, the most severe first."""
+"""Outcome of pytest -> result in the table, the most severe first."""
 
 
 def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_property: str) -> list[str]:
@@ -19,7 +19,7 @@ def table(stats: Mapping[str, Sequence[object]], rows: Iterable[str], row_proper
     rows : iterable of str
         First column of each row, in order.
     row_property : str
-        The user property of a test's report that holds its row.
+        Name of the user property of a test's report that holds the first column of its row.
     """
     counts: dict[str, Counter[str]] = {row: Counter() for row in rows}
     reasons: dict[str, set[str]] = {row: set() for row in counts}
@@ -42,8 +42,9 @@ def _result(counts: Counter[str]) -> str:
 
 
 def _cases(counts: Counter[str]) -> str:
-    of_result = counts[_result(counts)]
-    return str(of_result) if of_result == counts.total() else f"{of_result} of {counts.total()}"
+    """Return the number of tests with the row's result, for example "3 of 5", or "5" for all of 5."""
+    count = counts[_result(counts)]
+    return str(count) if count == counts.total() else f"{count} of {counts.total()}"
 
 
 def _in_parentheses(reasons: set[str]) -> str:
@@ -51,5 +52,5 @@ def _in_parentheses(reasons: set[str]) -> str:
 
 
 def _skip_reason(report: pytest.TestReport) -> set[str]:
-    """Return why a test was skipped; pytest stores (path, line, reason)."""
+    """Return the reason of a skipped test, else an empty set; pytest stores (path, line, reason)."""
     return {report.longrepr[2].removeprefix("Skipped: ")} if report.skipped else set()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Set
 
 import numpy as np
 
-MODELS_OF = {
+MODELS_BY_OUTPUT = {
     "ALIGNED_FACES": {"align_mask"},
     "MASKED_FACES": {"align_mask"},
     "HOG": {"align_mask", "hog"},
@@ -22,7 +22,7 @@ POSE_TOLERANCE = 1e-5
 """Absolute and relative; the difference between two versions of ONNX Runtime was 7.6e-6."""
 
 VALUE_TOLERANCE = 2e-4
-"""Of pixels in [0, 1] and HOG features: the rounding of a float32 sampling position."""
+"""Absolute, for pixels in [0, 1] and HOG features; covers the rounding of a float32 sampling position."""
 
 MIN_EQUAL_FRACTION = 0.95
 """Fraction of a face's values that must be within the tolerance on a GPU. Rounding may turn a pixel on the
@@ -32,7 +32,7 @@ frame's border into the fill value and may move a gradient to the next orientati
 
 def inexact_outputs(models_on_gpu: Set[str]) -> frozenset[str]:
     """Return the outputs that may differ in their last bits between requests."""
-    return frozenset(name for name, models in MODELS_OF.items() if models & models_on_gpu)
+    return frozenset(name for name, models in MODELS_BY_OUTPUT.items() if models & models_on_gpu)
 
 
 def assert_agree(
@@ -45,7 +45,7 @@ def assert_agree(
     response, expected : mapping of str to ndarray
         Output -> its rows, one per face. They have the same outputs.
     inexact : set of str
-        Outputs that are compared within rounding. The others must be bit-identical.
+        Outputs that are compared within rounding. Other outputs must be bit-identical.
     """
     assert set(response) == set(expected)
     for name, rows in response.items():

@@ -16,14 +16,14 @@ from tests.acceptance.acceptance_table import table
 from tests.acceptance.target import ServerInfo, Target, WrongServerError, read_server_info
 from triton_face_client import FaceFeatureClient, Tls
 
-ROWS = pytest.StashKey[list[str]]()
+TABLE_ROWS = pytest.StashKey[list[str]]()
 """First column of the table, in the order of the tests."""
 
 SERVER_INFO = pytest.StashKey[ServerInfo]()
-"""Description of the server that `--server` names."""
+"""Version, configuration and devices of the server of `--server`."""
 
-ROW = "acceptance"
-"""The user property of a test report that names its row of the table."""
+ROW_PROPERTY = "acceptance"
+"""User property of a test report: the first column of the test's row in the table."""
 
 AssertAgree = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
 
@@ -32,7 +32,7 @@ AssertAgree = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
 def target(request: pytest.FixtureRequest) -> Target:
     """Return the address of the server under test."""
     if request.config.getoption("server"):
-        return _named_target(request.config)
+        return _target_from_options(request.config)
     local = request.getfixturevalue("server")
     return Target(local.grpc_url, local.metrics_url)
 
@@ -46,26 +46,26 @@ def client(target: Target) -> Iterator[FaceFeatureClient]:
 
 @pytest.fixture(scope="session")
 def server_info(request: pytest.FixtureRequest, target: Target) -> ServerInfo:
-    """Return the server's description of itself."""
+    """Return version, configuration and devices of the server under test."""
     return request.config.stash.get(SERVER_INFO, None) or read_server_info(target)
 
 
 @pytest.fixture(scope="session")
 def assert_agree(server_info: ServerInfo) -> AssertAgree:
-    """Return a function that asserts that two responses agree, as exactly as the server's devices allow."""
+    """Return a function that asserts that two responses agree: in all bits, or within rounding on a GPU."""
     return partial(agreement.assert_agree, inexact=agreement.inexact_outputs(server_info.models_on_gpu))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Assign each test its row; end the run at once if `--server` is not a server of this project."""
+    """Assign a row to each test; end the run at once if `--server` is not a server of this project."""
     tests = [item for item in session.items if item.path.is_relative_to(Path(__file__).parent)]
     for item in tests:
-        item.user_properties.append((ROW, item.get_closest_marker("checks").args[0]))
+        item.user_properties.append((ROW_PROPERTY, item.get_closest_marker("checks").args[0]))
     config = session.config
-    config.stash[ROWS] = list(dict.fromkeys(item.user_properties[-1][1] for item in tests))
+    config.stash[TABLE_ROWS] = list(dict.fromkeys(item.user_properties[-1][1] for item in tests))
     if tests and config.getoption("server") and not config.getoption("collectonly"):
         try:
-            config.stash[SERVER_INFO] = read_server_info(_named_target(config))
+            config.stash[SERVER_INFO] = read_server_info(_target_from_options(config))
         except WrongServerError as error:
             raise pytest.UsageError(str(error)) from error
 
@@ -83,11 +83,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
             else "no model on a GPU"
         )
         terminalreporter.section(f"{config.getoption('server')}: Triton {server_info.version}, {devices}")
-        for line in table(terminalreporter.stats, config.stash[ROWS], ROW):
+        for line in table(terminalreporter.stats, config.stash[TABLE_ROWS], ROW_PROPERTY):
             terminalreporter.line(line)
 
 
-def _named_target(config: pytest.Config) -> Target:
+def _target_from_options(config: pytest.Config) -> Target:
     folder = config.getoption("tls_folder")
     tls = folder and Tls(
         folder / "ca.crt", folder / "tls.crt", folder / "tls.key", server_name=config.getoption("tls_name")

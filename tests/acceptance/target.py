@@ -1,4 +1,4 @@
-"""The server under test: its address, its description of itself, and requests to it."""
+"""The server under test: its address, its configuration, and requests to it."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ METRICS_SECONDS = 30.0
 
 DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 
-ALIGN_MASK_SERIES = "align_mask_faces_total"
+ALIGN_MASK_METRIC = "align_mask_faces_total"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Target:
     metrics_url : str, optional
         HOST:PORT of its metrics endpoint.
     tls : Tls, optional
-        Certificates, where the gRPC endpoint has TLS.
+        Certificates, if the gRPC endpoint uses TLS.
     """
 
     url: str
@@ -58,13 +58,13 @@ class Target:
 
     def scrape(self) -> str:
         """Return the text of the metrics endpoint."""
-        with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=METRICS_SECONDS) as page:
-            return page.read().decode()
+        with urllib.request.urlopen(f"http://{self.metrics_url}/metrics", timeout=METRICS_SECONDS) as reply:
+            return reply.read().decode()
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerInfo:
-    """The server's description of itself.
+    """Version, configuration and devices of the server under test.
 
     Attributes
     ----------
@@ -98,7 +98,8 @@ def read_server_info(target: Target) -> ServerInfo:
     """
     try:
         with target.connect() as client:
-            for name in INTERFACE:  # its errors explain a wrong port, TLS or a missing model
+            # `FaceFeatureClient.model` explains a wrong port, TLS or a missing model in its errors.
+            for name in INTERFACE:
                 client.model(name, INFO_SECONDS)
             version = client.connection.get_server_metadata(client_timeout=INFO_SECONDS).version
             configs = {
@@ -121,8 +122,8 @@ def read_server_info(target: Target) -> ServerInfo:
 def infer(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: Sequence[str]) -> Tensors:
     """Send one request; retry while the server's queues are full.
 
-    If the server accepts or answers nothing for `RESPONSE_SECONDS`, the test run ends, because every further
-    test would wait as long.
+    If the server neither accepts nor answers the request for `RESPONSE_SECONDS`, the whole test run ends:
+    every further test would wait as long.
 
     Raises
     ------
@@ -145,12 +146,12 @@ def infer(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: Sequ
         time.sleep(POLL_SECONDS)
 
 
-def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     """Wait until a condition holds or the time is over; return whether it holds."""
     end = time.monotonic() + seconds
-    while not (held := holds()) and time.monotonic() < end:
+    while not (holds := condition()) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
-    return held
+    return holds
 
 
 def faces_computed(client: FaceFeatureClient) -> dict[str, int]:
@@ -175,14 +176,15 @@ def _is_on_gpu(config: model_config_pb2.ModelConfig) -> bool:
 
 
 def _instances(group: model_config_pb2.ModelInstanceGroup) -> int:
+    """Return the number of instances of a group; `count` is per GPU."""
     return group.count * max(len(group.gpus), 1)
 
 
 def _check_metrics(target: Target) -> None:
-    page = ""
+    metrics = ""
     with contextlib.suppress(OSError, ValueError):
-        page = target.scrape()
-    if ALIGN_MASK_SERIES not in page:
+        metrics = target.scrape()
+    if ALIGN_MASK_METRIC not in metrics:
         raise WrongServerError(
             f"no metrics of align_mask at http://{target.metrics_url}/metrics: give HOST:PORT of the same "
             "server's metrics endpoint (port 8002 by default)"

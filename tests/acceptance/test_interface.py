@@ -92,7 +92,7 @@ def test_requires_exactly_one_of_frames_and_frames_uint8(
 
 @pytest.mark.parametrize("name", ["FRAMES", "FRAMES_UINT8"])
 def test_rejects_frames_without_landmarks(client: FaceFeatureClient, name: str):
-    """On Triton 2.51 align_mask rejects the request; a later core may reject it with another message."""
+    """On Triton 2.51 align_mask rejects the request; a later Triton may reject it with another message."""
     frames = np.zeros((2, 3, 112, 112), dtype=np.float32 if name == "FRAMES" else np.uint8)
     with pytest.raises(InferenceServerException, match="LANDMARKS") as caught:
         infer(client, "align_mask", {name: frames}, ["MASK"])

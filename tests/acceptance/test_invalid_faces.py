@@ -1,4 +1,4 @@
-"""An invalid face fails its own request with its index and the reason, and affects no other request."""
+"""The server rejects a request with an invalid face, with its index and reason, and no other request."""
 
 import concurrent.futures
 import math
@@ -18,10 +18,12 @@ from triton_face_client import FaceFeatureClient
 rejection = pytest.mark.checks(
     "Every invalid face is rejected with INVALID_ARGUMENT, its index and the reason"
 )
-isolation = pytest.mark.checks("An invalid face affects no other request: 24 concurrent callers; 300 in turn")
+isolation = pytest.mark.checks(
+    "An invalid face affects no other request: 24 concurrent callers, 300 alternating"
+)
 limits = pytest.mark.checks("The server's configured limits of landmarks and frames hold exactly")
 
-OUTPUT_OF = {"ensemble": "HOG", "align_mask": "MASKED_FACES"}
+TESTED_OUTPUT = {"ensemble": "HOG", "align_mask": "MASKED_FACES"}
 
 
 def error_message(client: FaceFeatureClient, model: str, tensors: Tensors, output: str) -> str:
@@ -33,13 +35,13 @@ def error_message(client: FaceFeatureClient, model: str, tensors: Tensors, outpu
 
 
 @rejection
-@pytest.mark.parametrize("model", OUTPUT_OF)
+@pytest.mark.parametrize("model", TESTED_OUTPUT)
 @pytest.mark.parametrize("kind", INVALID_FACES)
 def test_error_names_the_face_and_the_reason(client: FaceFeatureClient, kind: str, model: str):
     invalidate, message = INVALID_FACES[kind]
     frames, landmarks = photo_faces(4, 61)
     invalidate(frames, landmarks)
-    assert message in error_message(client, model, frame_inputs(frames, landmarks), OUTPUT_OF[model])
+    assert message in error_message(client, model, frame_inputs(frames, landmarks), TESTED_OUTPUT[model])
 
 
 @rejection
@@ -67,9 +69,9 @@ def test_error_names_up_to_eight_invalid_faces(client: FaceFeatureClient):
 
 @limits
 def test_landmark_distance_limit_is_exact(client: FaceFeatureClient, server_info: ServerInfo):
-    far = int(server_info.parameters["max_landmark_distance"])
+    limit = int(server_info.parameters["max_landmark_distance"])
     frames, landmarks = photo_faces(4, 62)
-    landmarks[:, 0] = [[-far, 10], [112 + far, 10], [10, -far], [10, 112 + far]]
+    landmarks[:, 0] = [[-limit, 10], [112 + limit, 10], [10, -limit], [10, 112 + limit]]
     results = infer(client, "align_mask", frame_inputs(frames, landmarks), ["ALIGNED_LANDMARKS", "MASK"])
     for points, mask in zip(results["ALIGNED_LANDMARKS"], results["MASK"], strict=True):
         np.testing.assert_array_equal(mask, oracles.mask(points))
@@ -77,7 +79,9 @@ def test_landmark_distance_limit_is_exact(client: FaceFeatureClient, server_info
         beyond = landmarks.copy()
         beyond[face, 0, axis] += step
         message = error_message(client, "align_mask", frame_inputs(frames, beyond), "MASK")
-        assert f"face {face}: landmark absurdly far off: point 0 lies {far + 1:.6g} pixels outside" in message
+        assert (
+            f"face {face}: landmark absurdly far off: point 0 lies {limit + 1:.6g} pixels outside" in message
+        )
 
 
 @limits

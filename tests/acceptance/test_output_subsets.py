@@ -1,4 +1,4 @@
-"""Every subset of the ensemble's outputs: unchanged results, and no unnecessary step runs."""
+"""Every subset of the ensemble's outputs has the same results, and only the needed steps run."""
 
 import itertools
 import time
@@ -32,66 +32,75 @@ FACES = 3
 PAUSE_SECONDS = 0.1
 """Triton updates its statistics after the response; two equal readings this far apart count as final."""
 
-SETTLING_SECONDS = 5.0
+FINAL_COUNTS_SECONDS = 5.0
+"""Time limit for final statistics; they never become final while other callers send requests."""
 
 ATTEMPTS = 3
-"""Another caller's request to a single model looks like an unnecessary step."""
+"""Attempts per subset: another caller's request to a single model looks like an unnecessary step."""
 
-BUSY = "other callers' requests change the server's statistics"
+BUSY_REASON = "other callers' requests change the server's statistics"
 
 
-def inputs(kind: type) -> Tensors:
+def inputs(dtype: type) -> Tensors:
     frames, landmarks = photo_faces(FACES, 56)
-    return frame_inputs((255 * frames).astype(np.uint8) if kind is np.uint8 else frames, landmarks)
+    return frame_inputs((255 * frames).astype(np.uint8) if dtype is np.uint8 else frames, landmarks)
 
 
 @pytest.fixture(scope="module")
 def all_outputs(client: FaceFeatureClient) -> dict[type, Tensors]:
     """Return all outputs, by the type of the frames."""
     return {
-        kind: infer(client, "ensemble", inputs(kind), ENSEMBLE_OUTPUTS) for kind in (np.float32, np.uint8)
+        dtype: infer(client, "ensemble", inputs(dtype), ENSEMBLE_OUTPUTS) for dtype in (np.float32, np.uint8)
     }
 
 
 @pytest.mark.checks("All 31 subsets of outputs, FP32 and UINT8: the same results")
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_every_subset_has_the_same_results(
     client: FaceFeatureClient,
     all_outputs: dict[type, Tensors],
     assert_agree: AssertAgree,
     names: tuple[str, ...],
-    kind: type,
+    dtype: type,
 ):
-    subset = infer(client, "ensemble", inputs(kind), names)
-    assert_agree(subset, {name: all_outputs[kind][name] for name in names})
+    subset = infer(client, "ensemble", inputs(dtype), names)
+    assert_agree(subset, {name: all_outputs[dtype][name] for name in names})
 
 
 @pytest.fixture(scope="module")
-def idle(client: FaceFeatureClient) -> None:
-    """Skip on a server that other callers use."""
-    if settled(client, 0) is None:
-        pytest.skip(BUSY)
+def idle_server(client: FaceFeatureClient) -> None:
+    """Skip the tests on a server that other callers use."""
+    if final_counts(client, 0) is None:
+        pytest.skip(BUSY_REASON)
 
 
-def settled(client: FaceFeatureClient, least: int) -> dict[str, int] | None:
-    """Return the faces each model has computed, once the ensemble has `least`; None on a busy server."""
-    end = time.monotonic() + SETTLING_SECONDS
+def final_counts(client: FaceFeatureClient, min_faces: int) -> dict[str, int] | None:
+    """Return the faces that each model has computed, once they stay constant; None on a busy server.
+
+    Parameters
+    ----------
+    client : FaceFeatureClient
+        Connection to the server.
+    min_faces : int
+        Minimum number of faces that the ensemble must have computed.
+    """
+    end = time.monotonic() + FINAL_COUNTS_SECONDS
     latest = faces_computed(client)
     while time.monotonic() < end:
         time.sleep(PAUSE_SECONDS)
         previous, latest = latest, faces_computed(client)
-        if latest == previous and latest["ensemble"] >= least:
+        if latest == previous and latest["ensemble"] >= min_faces:
             return latest
     return None
 
 
-def faces_by_model(client: FaceFeatureClient, kind: type, names: tuple[str, ...]) -> dict[str, int] | None:
-    """Return the faces each model computed for one request; None if other callers' faces were counted."""
+def faces_by_model(client: FaceFeatureClient, dtype: type, names: tuple[str, ...]) -> dict[str, int] | None:
+    """Return the faces that each model computed for one request; None if others' requests are included."""
     before = faces_computed(client)
-    infer(client, "ensemble", inputs(kind), names)
+    infer(client, "ensemble", inputs(dtype), names)
     expected = before["ensemble"] + FACES
-    after = settled(client, expected)
+    after = final_counts(client, expected)
     if after is None or after["ensemble"] != expected:
         return None
     return {name: after[name] - before[name] for name in after if after[name] > before[name]}
@@ -99,16 +108,16 @@ def faces_by_model(client: FaceFeatureClient, kind: type, names: tuple[str, ...]
 
 @pytest.mark.checks("All 31 subsets of outputs, FP32 and UINT8: only the needed steps run")
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("kind", [np.float32, np.uint8])
-@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.usefixtures("idle_server")
 def test_every_subset_runs_only_the_needed_steps(
-    client: FaceFeatureClient, names: tuple[str, ...], kind: type
+    client: FaceFeatureClient, names: tuple[str, ...], dtype: type
 ):
     expected = dict.fromkeys({"ensemble"}.union(*(NEEDED_MODELS[name] for name in names)), FACES)
     for _ in range(ATTEMPTS):
-        computed = faces_by_model(client, kind, names)
+        computed = faces_by_model(client, dtype, names)
         if computed == expected:
             return
     if computed is None:
-        pytest.skip(BUSY)
+        pytest.skip(BUSY_REASON)
     assert computed == expected

@@ -1,4 +1,4 @@
-"""Outputs equal the oracles', and do not depend on batching, frame type or the requested model."""
+"""Outputs equal the oracles' and do not depend on batching, frame type or the requested model."""
 
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from triton_face_client import FaceFeatureClient
 HOG_TOLERANCE = 1e-5
 
 MAX_UNEQUAL_FRACTION = {oracles.hog_by_definition: 0.03, oracles.hog_features: 0.15}
-"""Oracle -> fraction of faces whose HOG may differ by more. HOG assigns each gradient to one orientation bin
-(SPEC section 4); rounding decides the bin of a gradient near a border. `hog_by_definition` rounds as py-feat
-does, and no face has differed from it on a CPU. scikit-image rounds differently: 2 to 7 % of faces have
-differed."""
+"""Oracle -> fraction of faces whose HOG may differ by more than `HOG_TOLERANCE`.
+
+HOG assigns each gradient to one orientation bin (SPEC section 4); rounding decides the bin of a gradient near
+a border. `hog_by_definition` rounds as py-feat does, and no face has differed from it on a CPU. scikit-image
+(`hog_features`) rounds differently: 2 to 7 % of faces have differed.
+"""
 
 
 @pytest.mark.checks("Alignment, landmarks and masks equal the oracle's; aligned faces within 2e-4")
@@ -133,6 +135,6 @@ def test_outputs_are_the_same_alone_and_in_a_batch_of_64(
     frames, landmarks = photo_faces(64, 57)
     together = infer(client, model, frame_inputs(frames, landmarks), outputs)
     for face in range(0, 64, 9):
-        one = np.s_[face : face + 1]
-        alone = infer(client, model, frame_inputs(frames[one], landmarks[one]), outputs)
-        assert_agree(alone, {name: rows[one] for name, rows in together.items()})
+        row = slice(face, face + 1)
+        alone = infer(client, model, frame_inputs(frames[row], landmarks[row]), outputs)
+        assert_agree(alone, {name: rows[row] for name, rows in together.items()})

@@ -48,7 +48,7 @@ def test_killed_server_restarts_on_its_ports(repository: Path):
         os.kill(tritonserver_pid(process), signal.SIGKILL)
         assert (
             process.stderr.readline()
-            == "serve: the process of tritonserver is gone: starting the server again\n"
+            == "serve: the process of tritonserver has ended: starting the server again\n"
         )
         assert "ready again" in process.stderr.readline()
         np.testing.assert_array_equal(client.pose(landmarks), expected)
@@ -126,7 +126,7 @@ def test_supervisor_gives_up_after_repeated_failures(repository: Path):
         timeout=120,
     )
     assert done.stdout.count("starting the server again") == MAX_RESTARTS, done.stderr
-    assert "given up: the process of tritonserver is gone; the server has failed 6 times" in done.stdout
+    assert "given up: the process of tritonserver has ended; the server has failed 6 times" in done.stdout
     log = Path(done.stdout.rpartition("kept in ")[2].strip())
     assert log.read_text().count("Started GRPCInferenceService") == MAX_RESTARTS + 1
     log.unlink()

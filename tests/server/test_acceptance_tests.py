@@ -1,4 +1,4 @@
-"""Tests of the acceptance tests: they pass on a server with another profile and fail on wrong servers."""
+"""The acceptance tests pass on a server with another profile and fail on wrong servers."""
 
 import re
 import shutil
@@ -36,22 +36,23 @@ from tests.support.fixtures import write_pose_checkpoint
 from tests.support.interface import ENSEMBLE_OUTPUTS
 from triton_face_client import FaceFeatureClient, Tls
 
-NAME = "faces.test"
+TLS_NAME = "faces.test"
 """Name in the server's certificate; it differs from the address, as with a forwarded port of a pod."""
 
+# The first words of the rows of the acceptance table.
 ALIGNMENT = "Alignment, landmarks and masks"
 HOG = "HOG equals the oracle's"
 POSE = "POSE equals torch's"
-REFUSALS = "Every invalid face is rejected"
-MIXED = "32 concurrent callers"
-NEIGHBOURS = "An invalid face affects no other request"
+REJECTION = "Every invalid face is rejected"
+CONCURRENCY = "32 concurrent callers"
+ISOLATION = "An invalid face affects no other request"
 INTERFACE = "The interface"
 METRICS = "Metrics count computed and rejected faces"
 HEARTBEATS = "Every instance of align_mask"
 
 
 def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Run the acceptance tests whose names match, in the way of an operator."""
+    """Run the acceptance tests whose names match, from the command line as an operator does."""
     command = [
         sys.executable,
         "-m",
@@ -67,11 +68,11 @@ def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
 
 
 def results(output: str) -> dict[str, str]:
-    """Return the table's rows, by their first words, with their results."""
+    """Return the acceptance table: first words of a row -> result."""
     table = output[output.index("\nchecked ") :]
     return {
         name: match[1]
-        for name in (ALIGNMENT, HOG, POSE, REFUSALS, MIXED, NEIGHBOURS, INTERFACE, METRICS, HEARTBEATS)
+        for name in (ALIGNMENT, HOG, POSE, REJECTION, CONCURRENCY, ISOLATION, INTERFACE, METRICS, HEARTBEATS)
         if (
             match := re.search(rf"^{re.escape(name)}.*?  +(passed|FAILED|not checked)  ", table, re.MULTILINE)
         )
@@ -82,7 +83,7 @@ def results(output: str) -> dict[str, str]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with certificates of server and client, named as in a Kubernetes Secret."""
     folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
-    certificate = authority.issue_cert(NAME)
+    certificate = authority.issue_cert(TLS_NAME)
     authority.cert_pem.write_to_path(folder / "ca.crt")
     certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     certificate.private_key_pem.write_to_path(folder / "tls.key")
@@ -90,7 +91,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
+def cpu_profile_server(repository: Path, certificates: Path) -> Iterator[LocalServer]:
     """Yield a server with the profile cpu that requires client certificates."""
     options = (
         "--model-config-name=cpu",
@@ -106,39 +107,42 @@ def tuned(repository: Path, certificates: Path) -> Iterator[LocalServer]:
 
 @pytest.mark.slow
 def test_cpu_profile_warms_up_and_has_same_bits(
-    tuned: LocalServer, certificates: Path, client: FaceFeatureClient
+    cpu_profile_server: LocalServer, certificates: Path, client: FaceFeatureClient
 ):
     faces = frame_inputs(*photo_faces(20, 61))
-    tls = Tls(*(certificates / name for name in ("ca.crt", "tls.crt", "tls.key")), server_name=NAME)
-    with FaceFeatureClient(tuned.grpc_url, tls=tls) as own:
-        config = own.connection.get_model_config("align_mask").config
-        warm = config.instance_group[0].count * sum(warmup.batch_size for warmup in config.model_warmup)
-        assert warm > 0
-        assert wait_until(lambda: faces_computed(own)["align_mask"] == warm, 10)
-        answers = infer(own, "ensemble", faces, ENSEMBLE_OUTPUTS)
+    tls = Tls(*(certificates / name for name in ("ca.crt", "tls.crt", "tls.key")), server_name=TLS_NAME)
+    with FaceFeatureClient(cpu_profile_server.grpc_url, tls=tls) as tls_client:
+        config = tls_client.connection.get_model_config("align_mask").config
+        batch_sizes = [warm_up.batch_size for warm_up in config.model_warmup]
+        warm_up_faces = config.instance_group[0].count * sum(batch_sizes)
+        assert warm_up_faces > 0
+        assert wait_until(lambda: faces_computed(tls_client)["align_mask"] == warm_up_faces, 10)
+        response = infer(tls_client, "ensemble", faces, ENSEMBLE_OUTPUTS)
     expected = infer(client, "ensemble", faces, ENSEMBLE_OUTPUTS)
     for name in ENSEMBLE_OUTPUTS:
-        np.testing.assert_array_equal(answers[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(response[name], expected[name], err_msg=name)
 
 
 @pytest.mark.slow
-def test_correct_server_with_another_profile_passes(tuned: LocalServer, certificates: Path, tmp_path: Path):
-    done = accept(
+def test_correct_server_with_another_profile_passes(
+    cpu_profile_server: LocalServer, certificates: Path, tmp_path: Path
+):
+    run = accept(
         "oracle or hog or torch or metadata or their_own_faces or metrics",
-        f"--server={tuned.grpc_url}",
-        f"--metrics={tuned.metrics_url}",
+        f"--server={cpu_profile_server.grpc_url}",
+        f"--metrics={cpu_profile_server.metrics_url}",
         f"--tls-folder={certificates}",
-        f"--tls-name={NAME}",
-        f"--basetemp={tmp_path / 'own'}",
+        f"--tls-name={TLS_NAME}",
+        f"--basetemp={tmp_path / 'basetemp'}",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{tuned.grpc_url}: Triton 2.51.0, no model on a GPU" in done.stdout
-    rows = (ALIGNMENT, HOG, POSE, MIXED, INTERFACE, METRICS, HEARTBEATS)
-    assert results(done.stdout) == dict.fromkeys(rows, "passed")
-    assert not list((tmp_path / "own").glob("served*")), "a test of a running server builds no model"
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{cpu_profile_server.grpc_url}: Triton 2.51.0, no model on a GPU" in run.stdout
+    rows = (ALIGNMENT, HOG, POSE, CONCURRENCY, INTERFACE, METRICS, HEARTBEATS)
+    assert results(run.stdout) == dict.fromkeys(rows, "passed")
+    assert not list((tmp_path / "basetemp").glob("served*")), "the run has built models"
 
 
-def configured(repository: Path, **parameters: str) -> None:
+def set_parameters(repository: Path, **parameters: str) -> None:
     """Change parameters in align_mask's configuration."""
     path = repository / "align_mask" / "config.pbtxt"
     text = path.read_text()
@@ -148,13 +152,11 @@ def configured(repository: Path, **parameters: str) -> None:
     path.write_text(text)
 
 
-def wrapped(repository: Path, change: str) -> None:
-    """Inject lines of Python that change the `responses` to the `requests` of every batch of align_mask."""
+def inject_into_execute(repository: Path, code: str) -> None:
+    """Inject code into align_mask's `execute`; it may change `responses`, one for each of `requests`."""
     folder = repository / "align_mask" / "1"
-    (folder / "model.py").rename(folder / "shipped_model.py")
-    (folder / "model.py").write_text(
-        WRAPPER + textwrap.indent(change, 8 * " ") + "        return responses\n"
-    )
+    (folder / "model.py").rename(folder / "original_model.py")
+    (folder / "model.py").write_text(WRAPPER + textwrap.indent(code, 8 * " ") + "        return responses\n")
 
 
 WRAPPER = """
@@ -164,24 +166,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-import shipped_model
+import original_model
 import triton_python_backend_utils as pb_utils
 
-class TritonPythonModel(shipped_model.TritonPythonModel):
+class TritonPythonModel(original_model.TritonPythonModel):
     def execute(self, requests):
         responses = super().execute(requests)
 """
 
 
-def with_another_epsilon(model: Path) -> None:
-    """Change the constant of HOG's block norm."""
+def change_epsilon(model: Path) -> None:
+    """Change the constant in HOG's block norm."""
     graph = onnx.load(model)
     (epsilon,) = (tensor for tensor in graph.graph.initializer if tensor.name == "epsilon")
     epsilon.CopyFrom(onnx.numpy_helper.from_array(np.float32([1e-5]).reshape(epsilon.dims), "epsilon"))
     onnx.save(graph, model)
 
 
-LET_THROUGH_AND_REVERSED = """
+ACCEPT_INVALID_FACES_AND_REVERSE = """
 for position, response in enumerate(responses):
     if response.has_error() and "no eye distance" in response.error().message():
         request = requests[position]
@@ -191,27 +193,27 @@ for position, response in enumerate(responses):
         responses[position] = pb_utils.InferenceResponse(tensors)
 responses.reverse()
 """
-"""Answers faces without eye distance, and exchanges the responses of a batch."""
+"""Code that answers faces without eye distance with zeros and reverses the responses of a batch."""
 
 
 @pytest.mark.slow
 def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, tmp_path: Path):
-    """Another fill value, HOG norm, pose weights and `execute` fail in different rows."""
+    """A wrong fill value, HOG constant, pose checkpoint and `execute` fail in different rows."""
     wrong = shutil.copytree(repository, tmp_path / "wrong")
-    configured(wrong, fill="127")
-    with_another_epsilon(wrong / "hog" / "1" / "model.onnx")
+    set_parameters(wrong, fill="127")
+    change_epsilon(wrong / "hog" / "1" / "model.onnx")
     weights, _ = write_pose_checkpoint(tmp_path, "v1")
     export_pose(wrong, weights)
-    wrapped(wrong, LET_THROUGH_AND_REVERSED)
+    inject_into_execute(wrong, ACCEPT_INVALID_FACES_AND_REVERSE)
     tests = "oracle or torch or metadata or the_reason or their_own_faces or never_affects or heartbeat"
     with LocalServer(wrong) as server:
-        done = accept(tests, f"--server={server.grpc_url}")
-        named = accept("torch", f"--server={server.grpc_url}", f"--pose-weights={weights}")
-    assert done.returncode == 1, done.stdout + done.stderr
-    failed = dict.fromkeys((ALIGNMENT, HOG, POSE, REFUSALS, MIXED, NEIGHBOURS), "FAILED")
-    assert results(done.stdout) == failed | {INTERFACE: "passed", HEARTBEATS: "not checked"}
-    assert named.returncode == 0, named.stdout + named.stderr
-    assert results(named.stdout) == {POSE: "passed"}
+        run = accept(tests, f"--server={server.grpc_url}")
+        pose_run = accept("torch", f"--server={server.grpc_url}", f"--pose-weights={weights}")
+    assert run.returncode == 1, run.stdout + run.stderr
+    failed = dict.fromkeys((ALIGNMENT, HOG, POSE, REJECTION, CONCURRENCY, ISOLATION), "FAILED")
+    assert results(run.stdout) == failed | {INTERFACE: "passed", HEARTBEATS: "not checked"}
+    assert pose_run.returncode == 0, pose_run.stdout + pose_run.stderr
+    assert results(pose_run.stdout) == {POSE: "passed"}
 
 
 def unused_address() -> str:
@@ -220,12 +222,12 @@ def unused_address() -> str:
         return f"{HOST}:{free.getsockname()[1]}"
 
 
-def test_unreachable_server_is_one_line():
-    done = accept("test", f"--server={unused_address()}")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "no server answers at" in done.stderr
-    assert "Error" not in done.stdout
+def test_unreachable_server_is_an_error_of_one_line():
+    run = accept("test", f"--server={unused_address()}")
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert "no server answers at" in run.stderr
+    assert "Error" not in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -268,23 +270,23 @@ def test_run_ends_when_server_stops_responding(monkeypatch: pytest.MonkeyPatch, 
             infer(client, "hog", {"MASKED_FACES": np.zeros((1, 3, 112, 112), np.float32)}, ["HOG"])
 
 
-def test_agreement_on_gpu_allows_rounding_but_no_other_face():
-    """Affine maps that differ by one ulp agree; rows of other faces do not."""
+def test_agreement_on_gpu_allows_rounding_but_not_another_face():
+    """Outputs of affine matrices that differ by one ulp agree; outputs of different faces do not."""
     frames, landmarks = photo_faces(12, 670)
     exact = np.float32([oracles.affine(points) for points in landmarks])
     masks = [
-        oracles.mask(np.trunc(points @ m[:, :2].T + m[:, 2]).astype(int))
-        for points, m in zip(landmarks, exact, strict=True)
+        oracles.mask(np.trunc(points @ matrix[:, :2].T + matrix[:, 2]).astype(int))
+        for points, matrix in zip(landmarks, exact, strict=True)
     ]
 
-    def answers(affine: np.ndarray) -> dict[str, np.ndarray]:
+    def outputs_for(affine: np.ndarray) -> dict[str, np.ndarray]:
         faces = warp(torch.from_numpy(frames), torch.from_numpy(affine), 112, 128.0).numpy()
         masked = faces * np.array(masks)[:, None]
         hog = np.float32([oracles.hog_features(face) for face in masked])
         return {"ALIGNED_FACES": faces, "MASKED_FACES": masked, "HOG": hog}
 
-    expected = answers(exact)
-    rounded = answers(np.nextafter(exact, np.float32(np.inf)))
+    expected = outputs_for(exact)
+    rounded = outputs_for(np.nextafter(exact, np.float32(np.inf)))
     assert any((rounded[name] != expected[name]).any() for name in expected)
     assert_agree(rounded, expected, inexact=set(expected))
     for name, rows in expected.items():

@@ -22,20 +22,21 @@ def config(name: str) -> model_config_pb2.ModelConfig:
 
 
 def tensors(values: list[model_config_pb2.ModelInput]) -> list[tuple[str, str, list[int]]]:
+    """Return name, type and dims of each tensor, as in `INTERFACE`."""
     return [
         (value.name, model_config_pb2.DataType.Name(value.data_type), list(value.dims)) for value in values
     ]
 
 
 @pytest.mark.parametrize("name", INTERFACE)
-def test_tensors_are_those_of_interface(name: str):
+def test_tensors_equal_the_interface(name: str):
     inputs, outputs = INTERFACE[name]
     assert tensors(config(name).input) == inputs
     assert tensors(config(name).output) == outputs
     assert config(name).name == name
 
 
-def test_backends():
+def test_each_model_has_its_backend():
     assert [config(name).backend for name in ("align_mask", "hog", "pose_mlp")] == [
         "python",
         "onnxruntime",
@@ -44,7 +45,7 @@ def test_backends():
     assert config("ensemble").platform == "ensemble"
 
 
-def test_all_models_have_same_max_batch_size():
+def test_all_models_batch_up_to_the_same_size():
     assert {config(name).max_batch_size for name in INTERFACE} == {MAX_BATCH_SIZE}
     for name in ("align_mask", "hog", "pose_mlp"):
         assert config(name).HasField("dynamic_batching")
@@ -59,7 +60,7 @@ def test_default_configs_work_with_and_without_gpu():
 
 
 @pytest.mark.parametrize("name", ["hog", "pose_mlp"])
-def test_onnx_files_have_tensors_of_their_configs(repository: Path, name: str):
+def test_tensors_of_onnx_files_equal_their_configs(repository: Path, name: str):
     graph = onnx.load(repository / name / "1" / "model.onnx").graph
     for configured, built in ((config(name).input, graph.input), (config(name).output, graph.output)):
         assert [
@@ -72,32 +73,33 @@ def test_onnx_files_have_tensors_of_their_configs(repository: Path, name: str):
         ] == [(tensor, ONNX_TYPE[kind], dims) for tensor, kind, dims in tensors(configured)]
 
 
-def test_ensemble_connects_tensors_of_same_shape():
+def test_ensemble_connects_tensors_of_the_same_type_and_shape():
     ensemble = config("ensemble")
     known = {name: (kind, dims) for name, kind, dims in tensors(ensemble.input)}
     for step in ensemble.ensemble_scheduling.step:
         model = config(step.model_name)
-        inside = {name: (kind, dims) for name, kind, dims in tensors([*model.input, *model.output])}
+        of_model = {name: (kind, dims) for name, kind, dims in tensors([*model.input, *model.output])}
         assert {tensor.name for tensor in model.input} == set(step.input_map)
-        for inner, outer in {**step.input_map, **step.output_map}.items():
-            assert known.setdefault(outer, inside[inner]) == inside[inner]
+        for model_tensor, ensemble_tensor in {**step.input_map, **step.output_map}.items():
+            expected = of_model[model_tensor]
+            assert known.setdefault(ensemble_tensor, expected) == expected
     for name, kind, dims in tensors(ensemble.output):
         assert known[name] == (kind, dims)
 
 
 def test_no_ensemble_output_is_input_of_a_step():
-    """Triton does not skip unneeded steps of an ensemble that exposes such a tensor."""
+    """If an ensemble output were the input of a step, Triton would run steps that a request does not need."""
     ensemble = config("ensemble")
-    consumed = {outer for step in ensemble.ensemble_scheduling.step for outer in step.input_map.values()}
-    assert consumed.isdisjoint(output.name for output in ensemble.output)
+    step_inputs = {name for step in ensemble.ensemble_scheduling.step for name in step.input_map.values()}
+    assert step_inputs.isdisjoint(output.name for output in ensemble.output)
 
 
 def test_ensemble_steps_run_one_after_the_other():
-    """Each step but the first needs an output of another: Triton 2.51 loses rejections of parallel steps."""
+    """Each later step needs an output of the previous: Triton 2.51 loses rejections of parallel steps."""
     steps = config("ensemble").ensemble_scheduling.step
-    producer = {outer: step.model_name for step in steps for outer in step.output_map.values()}
+    producer = {name: step.model_name for step in steps for name in step.output_map.values()}
     needs = {
-        step.model_name: {producer[outer] for outer in step.input_map.values() if outer in producer}
+        step.model_name: {producer[name] for name in step.input_map.values() if name in producer}
         for step in steps
     }
     assert needs == {"pose_mlp": set(), "align_mask": {"pose_mlp"}, "hog": {"align_mask"}}
@@ -112,12 +114,12 @@ def test_every_queue_has_maximum_length_and_timeout():
         assert policy.timeout_action == reject
         assert 0 < policy.default_timeout_microseconds <= 10_000_000
         assert policy.allow_timeout_override
-    # Under overload the queue of align_mask must be full first: rejected requests have cost no work then.
+    # Under overload, the queue of align_mask must be full first, before a rejected request has cost work.
     assert 0 < policies["align_mask"].max_queue_size < policies["hog"].max_queue_size
     assert policies["pose_mlp"].max_queue_size > policies["align_mask"].max_queue_size
 
 
-def test_every_model_has_two_instances_and_hog_most():
+def test_every_model_has_at_least_two_instances_and_hog_more_than_align_mask():
     """With one instance and a full queue, Triton 2.51's batcher sleeps for half a second between batches."""
     for folder in ("", "configs/cpu", "configs/gpu"):
         counts = {}
@@ -129,7 +131,7 @@ def test_every_model_has_two_instances_and_hog_most():
         assert counts["pose_mlp"] >= 2
 
 
-def test_settings_are_those_of_the_classifiers():
+def test_settings_equal_those_of_py_feats_au_classifiers():
     settings = Settings.from_model_config(
         json_format.MessageToDict(config("align_mask"), preserving_proto_field_name=True)
     )
@@ -140,7 +142,7 @@ def test_settings_are_those_of_the_classifiers():
 
 @pytest.mark.parametrize("profile_name", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", ["align_mask", "hog", "pose_mlp"])
-def test_profile_changes_only_instances_warm_up_and_cuda_memory(name: str, profile_name: str):
+def test_profile_changes_only_instances_warm_up_and_cuda_arena(name: str, profile_name: str):
     path = DEFAULT_REPOSITORY / name / "configs" / f"{profile_name}.pbtxt"
     profile = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     assert {group.kind for group in profile.instance_group} == {
@@ -158,7 +160,7 @@ def test_profile_changes_only_instances_warm_up_and_cuda_memory(name: str, profi
 
 
 @pytest.mark.parametrize("name", ["align_mask", "pose_mlp"])
-def test_warm_up_landmarks_are_those_of_the_demo(name: str):
+def test_warm_up_landmarks_equal_the_demo_landmarks(name: str):
     crop, landmarks = photograph()
     warm_up = np.fromfile(DEFAULT_REPOSITORY / name / "warmup" / "landmarks", dtype="<f4").reshape(68, 2)
     np.testing.assert_allclose(warm_up, landmarks * 112 / crop.shape[1], rtol=1e-6)

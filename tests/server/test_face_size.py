@@ -18,7 +18,8 @@ FACE_SIZE = 96
 
 
 @pytest.fixture
-def copy(repository: Path, tmp_path: Path) -> Path:
+def repository_copy(repository: Path, tmp_path: Path) -> Path:
+    """Return a model repository that the test may change."""
     return shutil.copytree(repository, tmp_path / "models")
 
 
@@ -26,10 +27,10 @@ def contents(repository: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
 
 
-def test_serves_another_face_size(copy: Path):
-    export_hog(copy, FACE_SIZE)
+def test_serves_another_face_size(repository_copy: Path):
+    export_hog(repository_copy, FACE_SIZE)
     frames, landmarks = photo_faces(3, 680)
-    with LocalServer(copy) as server, FaceFeatureClient(server.grpc_url) as client:
+    with LocalServer(repository_copy) as server, FaceFeatureClient(server.grpc_url) as client:
         features = client.features(frames, landmarks, ["HOG", "MASK", "AFFINE"])
         faces = client.align(frames, landmarks, ["MASKED_FACES", "ALIGNED_LANDMARKS"])
     for face in range(3):
@@ -41,10 +42,14 @@ def test_serves_another_face_size(copy: Path):
         np.testing.assert_allclose(features["HOG"][face], hog, atol=1e-5)
 
 
-def test_updates_profiles_and_restores_files(copy: Path):
-    before = contents(copy)
-    export_hog(copy, FACE_SIZE)
-    changed = {path.relative_to(copy).as_posix() for path, old in before.items() if path.read_bytes() != old}
+def test_export_updates_all_configs_and_can_restore_them(repository_copy: Path):
+    before = contents(repository_copy)
+    export_hog(repository_copy, FACE_SIZE)
+    changed = {
+        path.relative_to(repository_copy).as_posix()
+        for path, old in before.items()
+        if path.read_bytes() != old
+    }
     assert changed == {
         "ensemble/config.pbtxt",
         "hog/1/model.onnx",
@@ -54,28 +59,28 @@ def test_updates_profiles_and_restores_files(copy: Path):
             for file in ("config", "configs/cpu", "configs/gpu")
         ),
     }
-    assert outdated_configs(copy, FACE_SIZE) == {}
-    export_hog(copy, 112)
-    assert contents(copy) == before
+    assert outdated_configs(repository_copy, FACE_SIZE) == {}
+    export_hog(repository_copy, 112)
+    assert contents(repository_copy) == before
 
 
-def test_names_disagreeing_configs_and_the_command(copy: Path):
-    config = copy / "align_mask" / "config.pbtxt"
+def test_error_names_configs_of_another_size_and_the_command(repository_copy: Path):
+    config = repository_copy / "align_mask" / "config.pbtxt"
     config.write_text(config.read_text().replace('string_value: "112"', f'string_value: "{FACE_SIZE}"'))
-    before = contents(copy)
+    before = contents(repository_copy)
     expected = "hog/config.pbtxt, hog/configs/cpu.pbtxt, .*python -m export hog --face-size 96"
     with pytest.raises(ExportError, match=expected):
-        export_hog(copy)
-    assert contents(copy) == before
+        export_hog(repository_copy)
+    assert contents(repository_copy) == before
 
 
-def test_changes_nothing_if_one_config_cannot_be_changed(copy: Path):
-    config = copy / "ensemble" / "config.pbtxt"
+def test_failed_export_changes_no_file(repository_copy: Path):
+    config = repository_copy / "ensemble" / "config.pbtxt"
     reordered = config.read_text().replace(
         "data_type: TYPE_BOOL\n    dims: [ 112, 112 ]", "dims: [ 112, 112 ]\n    data_type: TYPE_BOOL"
     )
     config.write_text(reordered)
-    before = contents(copy)
+    before = contents(repository_copy)
     with pytest.raises(ExportError, match=r"cannot change the face size in .*ensemble/config.pbtxt"):
-        export_hog(copy, FACE_SIZE)
-    assert contents(copy) == before
+        export_hog(repository_copy, FACE_SIZE)
+    assert contents(repository_copy) == before

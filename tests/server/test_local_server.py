@@ -1,4 +1,7 @@
-"""Starting and stopping the local server: a stop leaves nothing, and errors are one line."""
+"""Start and stop of the local server.
+
+A stop leaves no process, no file and no shared memory. An error is one line.
+"""
 
 import os
 import re
@@ -17,7 +20,7 @@ import tritonclient.grpc as grpcclient
 from deploy.docker.shm_regions import SHARED_MEMORY, remove_leftovers
 from deploy.local import LocalServer, ServerError
 from deploy.local.ports import HOST, Ports
-from tests.server.test_onnxruntime_backend import TABLE, TABLE_CONFIG, add_model
+from tests.server.test_onnxruntime_backend import TABLE_CONFIG, TABLE_GRAPH, add_model
 from tests.support.face_data import photo_faces
 from tests.support.make_serve import read_until_ready, start
 from triton_face_client import FaceFeatureClient
@@ -26,7 +29,7 @@ from triton_face_client import FaceFeatureClient
 @pytest.fixture
 def small_repository(tmp_path: Path) -> Path:
     """Return a repository with one model, a lookup table, and its profile `small`."""
-    add_model(tmp_path, "table", TABLE, TABLE_CONFIG)
+    add_model(tmp_path, "table", TABLE_GRAPH, TABLE_CONFIG)
     (tmp_path / "table" / "configs").mkdir()
     profile = TABLE_CONFIG.replace("max_batch_size: 64", "max_batch_size: 3")
     (tmp_path / "table" / "configs" / "small.pbtxt").write_text(f'name: "table"\n{profile}')
@@ -34,12 +37,12 @@ def small_repository(tmp_path: Path) -> Path:
 
 
 def shared_memory_of(log: Path) -> list[Path]:
-    """Return the files in /dev/shm, lock included, of the server with this log; other servers may run."""
+    """Return the files in /dev/shm, including the lock, of the server that writes this log."""
     return list(SHARED_MEMORY.glob(f"{log.parent.name.replace('-', '_')}*"))
 
 
 def processes_of_session(leader: int) -> list[int]:
-    """Return the living processes of a session; in /proc/PID/stat it is the fourth field after the name."""
+    """Return the living processes of a session: the fourth field after the name in /proc/PID/stat."""
     living = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -75,9 +78,9 @@ def test_stop_after_an_exception_leaves_nothing(repository: Path):
             assert len(shared_memory_of(server.log_path)) >= 4
             with FaceFeatureClient(server.grpc_url) as client:
                 client.features(*photo_faces(64, 71))
-            raise KeyError("mine")
+            raise KeyError("raised by the test")
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(KeyError, match="raised by the test"):
         raise_while_serving()
     ((session, log),) = servers
     assert processes_of_session(session) == []
@@ -95,9 +98,9 @@ def test_stop_after_sigkill_leaves_nothing(repository: Path):
 
 
 def test_repository_path_may_have_blanks_and_quotes(repository: Path, tmp_path: Path):
-    awkward = shutil.copytree(repository, tmp_path / "my models' $(copy)")
+    unusual_path = shutil.copytree(repository, tmp_path / "my models' $(copy)")
     with (
-        LocalServer(awkward, models=("pose_mlp",)) as server,
+        LocalServer(unusual_path, models=("pose_mlp",)) as server,
         FaceFeatureClient(server.grpc_url) as client,
     ):
         assert client.pose(photo_faces(1, 73)[1]).shape == (1, 6)
@@ -119,14 +122,14 @@ def test_server_ends_when_its_parent_is_killed(small_repository: Path):
     assert shared_memory_of(log) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_serve_stops_on_signals(small_repository: Path, number: signal.Signals):
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_serve_stops_on_signals(small_repository: Path, stop_signal: signal.Signals):
     process = start(small_repository)
     printed = read_until_ready(process)
     assert re.fullmatch(rf"{HOST}:\d+", printed["gRPC"])
-    process.send_signal(number)
+    process.send_signal(stop_signal)
     time.sleep(0.3)
-    process.send_signal(number)  # a second signal must not interrupt the clean-up
+    process.send_signal(stop_signal)  # a second signal must not interrupt the clean-up
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "stopping ...\nstopped\n", "")
     log = Path(printed["log"])
@@ -148,7 +151,7 @@ def test_port_in_use_is_an_error(small_repository: Path):
 
 
 def test_waits_for_port_that_is_released_soon(repository: Path):
-    """As when `make serve` is stopped and started at once."""
+    """A `make serve` that is stopping may still use the port of the next one."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         listener.listen()
@@ -223,10 +226,10 @@ def test_unreadable_config_is_an_error(repository: Path, tmp_path: Path):
 
 
 def test_python_without_shared_library_is_an_error(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    known = sysconfig.get_config_var
+    original = sysconfig.get_config_var
     monkeypatch.setattr(sys, "base_prefix", "/nowhere")
     monkeypatch.setattr(
-        sysconfig, "get_config_var", lambda name: "/nowhere" if name == "LIBDIR" else known(name)
+        sysconfig, "get_config_var", lambda name: "/nowhere" if name == "LIBDIR" else original(name)
     )
     with pytest.raises(ServerError, match=r"^/nowhere has no libpython3.*--enable-shared"):
         LocalServer(repository).__enter__()

@@ -20,20 +20,21 @@ WAIT_SECONDS = 15.0
 
 
 @pytest.fixture
-def scraped(repository: Path) -> Iterator[tuple[LocalServer, Prometheus]]:
+def server_and_prometheus(repository: Path) -> Iterator[tuple[LocalServer, Prometheus]]:
     """Yield a server whose counters are 0, and a Prometheus that scrapes it."""
     with LocalServer(repository) as server, Prometheus(server.metrics_url) as prometheus:
         yield server, prometheus
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, at most `WAIT_SECONDS`; the caller asserts it."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
-def test_prometheus_counts_faces_requests_and_stages(scraped: tuple[LocalServer, Prometheus]):
-    server, prometheus = scraped
+def test_prometheus_counts_faces_requests_and_stages(server_and_prometheus: tuple[LocalServer, Prometheus]):
+    server, prometheus = server_and_prometheus
     wait_until(lambda: len(prometheus.query("align_mask_refused_faces_total")) == len(REASONS))
     assert prometheus.query("align_mask_refused_faces_total") == dict.fromkeys(REASONS, 0)
     assert prometheus.query("align_mask_faces_total") == {"": 0}
@@ -67,12 +68,12 @@ def test_prometheus_counts_faces_requests_and_stages(scraped: tuple[LocalServer,
     assert all(0 < spent < 10 for spent in seconds.values())
 
 
-def test_metrics_know_every_reason(client: FaceFeatureClient):
-    """An invalid face with a reason without a metric would fail its whole batch."""
+def test_every_reason_has_a_metric(client: FaceFeatureClient):
+    """A reason without a metric would end the thread that flushes the metrics."""
     reasons = set()
-    for spoil, _ in INVALID_FACES.values():
+    for invalidate, _ in INVALID_FACES.values():
         frames, landmarks = photo_faces(4, 641)
-        spoil(frames, landmarks)
+        invalidate(frames, landmarks)
         reasons.add(rejection_reason(client, frames, landmarks))
     for size in ((15, 112), (3000, 2800)):
         frames = np.zeros((1, 3, *size), np.float32)
@@ -81,6 +82,7 @@ def test_metrics_know_every_reason(client: FaceFeatureClient):
 
 
 def rejection_reason(client: FaceFeatureClient, frames: np.ndarray, landmarks: np.ndarray) -> str:
+    """Return the reason of the first invalid face of a request that must be rejected."""
     with pytest.raises(InferenceServerException) as caught:
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
     first = caught.value.message().partition("; face ")[0]
@@ -96,8 +98,8 @@ def test_server_without_metrics_endpoint_answers(repository: Path):
         assert client.align(frames, landmarks)["MASKED_FACES"].shape == (3, 3, 112, 112)
 
 
-def test_instances_add_to_the_same_counters(scraped: tuple[LocalServer, Prometheus]):
-    server, prometheus = scraped
+def test_instances_add_to_the_same_counters(server_and_prometheus: tuple[LocalServer, Prometheus]):
+    server, prometheus = server_and_prometheus
     frames, landmarks = photo_faces(40, 643)
     many = np.arange(2000) % 40
     with FaceFeatureClient(server.grpc_url, batch_size=3, in_flight=12) as client:

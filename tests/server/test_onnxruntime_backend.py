@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.local import LocalServer, ServerError
 
-TABLE = """
+TABLE_GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>
 table (int64[N, 1] INDEX) => (float[N, 1] VALUE, float[N, 1] SQUARE) <float[4] values = {1.0, 2.0, 3.0, 4.0}>
 {
@@ -24,7 +24,7 @@ table (int64[N, 1] INDEX) => (float[N, 1] VALUE, float[N, 1] SQUARE) <float[4] v
 
 TABLE_CONFIG = """
 backend: "onnxruntime"
-default_model_filename: "table.onnx"
+default_model_filename: "graph.onnx"
 max_batch_size: 64
 input [ { name: "INDEX" data_type: TYPE_INT64 dims: [ 1 ] } ]
 output [
@@ -37,23 +37,23 @@ parameters [ { key: "intra_op_thread_count" value: { string_value: "1" } } ]
 """
 
 
-TOTAL = """
+SUM_GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>
-total (float[N] VALUES) => (float[1] SUM) { SUM = ReduceSum <keepdims = 1> (VALUES) }
+sum (float[N] VALUES) => (float[1] SUM) { SUM = ReduceSum <keepdims = 1> (VALUES) }
 """
 
-TOTAL_CONFIG = """
+SUM_CONFIG = """
 backend: "onnxruntime"
-default_model_filename: "table.onnx"
+default_model_filename: "graph.onnx"
 input [ { name: "VALUES" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "SUM" data_type: TYPE_FP32 dims: [ 1 ] } ]
 instance_group [ { count: 2 kind: KIND_CPU } ]
 """
 
 
-ROWS = """
+ROW_COUNT_GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>
-rows (float[N, 1] VALUES) => (int64[N, 1] ROWS, float[N, 1] SAME)
+row_count (float[N, 1] VALUES) => (int64[N, 1] ROWS, float[N, 1] SAME)
 <int64[2] row = {1, 1}, int64[1] first = {0}, int64[1] second = {1}>
 {
     shape = Shape (VALUES)
@@ -64,9 +64,9 @@ rows (float[N, 1] VALUES) => (int64[N, 1] ROWS, float[N, 1] SAME)
 }
 """
 
-ROWS_CONFIG = """
+ROW_COUNT_CONFIG = """
 backend: "onnxruntime"
-default_model_filename: "table.onnx"
+default_model_filename: "graph.onnx"
 max_batch_size: 64
 input [ { name: "VALUES" data_type: TYPE_FP32 dims: [ 1 ] } ]
 output [
@@ -79,18 +79,19 @@ parameters [ { key: "cpu_rows_per_run" value: { string_value: "4" } } ]
 
 
 def add_model(repository: Path, name: str, graph: str, config: str) -> None:
+    """Add a model to a repository, from its graph in ONNX's text format and the text of its config.pbtxt."""
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (repository / name / "config.pbtxt").write_text(f'name: "{name}"\n{config}')
-    onnx.save(onnx.parser.parse_model(graph), folder / "table.onnx")
+    onnx.save(onnx.parser.parse_model(graph), folder / "graph.onnx")
 
 
 @pytest.fixture(scope="module")
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpcclient.InferenceServerClient]:
     repository = tmp_path_factory.mktemp("small_models")
-    add_model(repository, "table", TABLE, TABLE_CONFIG)
-    add_model(repository, "total", TOTAL, TOTAL_CONFIG)
-    add_model(repository, "rows", ROWS, ROWS_CONFIG)
+    add_model(repository, "table", TABLE_GRAPH, TABLE_CONFIG)
+    add_model(repository, "sum", SUM_GRAPH, SUM_CONFIG)
+    add_model(repository, "row_count", ROW_COUNT_GRAPH, ROW_COUNT_CONFIG)
     with LocalServer(repository) as server, grpcclient.InferenceServerClient(server.grpc_url) as connected:
         yield connected
 
@@ -114,10 +115,10 @@ def test_reads_file_name_types_and_outputs(connection: grpcclient.InferenceServe
 
 
 def test_batches_requests_and_fails_only_invalid_ones(connection: grpcclient.InferenceServerClient):
-    """Index 9 is outside the table: the batch fails, requests without this index must not."""
+    """Index 9 is outside the table. The run of the batch raises; only requests with this index may fail."""
     requests = [[0], [1, 2], [9], [3], [2, 2, 2], [0, 9], [1]]
 
-    def ask(index: list[int]) -> np.ndarray | str:
+    def send(index: list[int]) -> np.ndarray | str:
         try:
             return look_up(connection, index, ["VALUE"])[0]
         except InferenceServerException as error:
@@ -125,15 +126,15 @@ def test_batches_requests_and_fails_only_invalid_ones(connection: grpcclient.Inf
 
     before = connection.get_inference_statistics("table").model_stats[0]
     with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
-        answers = list(pool.map(ask, requests))
+        responses = list(pool.map(send, requests))
     after = connection.get_inference_statistics("table").model_stats[0]
     assert after.execution_count - before.execution_count < len(requests)
-    for index, answer in zip(requests, answers, strict=True):
+    for index, response in zip(requests, responses, strict=True):
         if 9 in index:
-            assert "9" in answer
-            assert "Gather" in answer
+            assert "9" in response
+            assert "Gather" in response
         else:
-            np.testing.assert_array_equal(answer[:, 0], np.array(index) + 1)
+            np.testing.assert_array_equal(response[:, 0], np.array(index) + 1)
 
 
 def test_failed_batch_counts_as_failed(connection: grpcclient.InferenceServerClient):
@@ -150,17 +151,17 @@ def test_failed_batch_counts_as_failed(connection: grpcclient.InferenceServerCli
     assert failed() == before + 1
 
 
-def test_model_without_batching(connection: grpcclient.InferenceServerClient):
-    """Two instances run its requests one by one."""
+def test_model_without_batching_gets_one_request_per_run(connection: grpcclient.InferenceServerClient):
+    """Requests have different shapes and run on two instances."""
 
-    def add_up(count: int) -> float:
+    def sum_below(count: int) -> float:
         tensor = grpcclient.InferInput("VALUES", [count], "FP32")
         tensor.set_data_from_numpy(np.arange(count, dtype=np.float32))
-        return connection.infer("total", [tensor]).as_numpy("SUM").item()
+        return connection.infer("sum", [tensor]).as_numpy("SUM").item()
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        totals = list(pool.map(add_up, range(1, 41)))
-    assert totals == [count * (count - 1) / 2 for count in range(1, 41)]
+        sums = list(pool.map(sum_below, range(1, 41)))
+    assert sums == [count * (count - 1) / 2 for count in range(1, 41)]
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, [1]), (4, [4] * 4), (10, [4] * 8 + [2] * 2)])
@@ -169,7 +170,7 @@ def test_cpu_rows_per_run_splits_large_batches(
 ):
     values = np.arange(count, dtype=np.float32)[:, None]
     tensor = grpcclient.InferInput("VALUES", [count, 1], "FP32")
-    result = connection.infer("rows", [tensor.set_data_from_numpy(values)])
+    result = connection.infer("row_count", [tensor.set_data_from_numpy(values)])
     assert result.as_numpy("ROWS")[:, 0].tolist() == rows
     np.testing.assert_array_equal(result.as_numpy("SAME"), values)
 
@@ -179,11 +180,11 @@ def test_cpu_rows_per_run_splits_large_batches(
     [
         (("TYPE_INT64", "TYPE_INT32"), r"'INDEX'.*tensor\(int64\).*TYPE_INT32"),
         (('"SQUARE"', '"CUBE"'), r"no output 'CUBE'.*SQUARE.*VALUE"),
-        (('"table.onnx"', '"other.onnx"'), r"no ONNX file for table.*make models"),
+        (('"graph.onnx"', '"other.onnx"'), r"no ONNX file for table.*make models"),
     ],
 )
 def test_load_fails_if_config_does_not_fit_model(tmp_path: Path, change: tuple[str, str], reason: str):
-    add_model(tmp_path, "table", TABLE, TABLE_CONFIG)
+    add_model(tmp_path, "table", TABLE_GRAPH, TABLE_CONFIG)
     config = tmp_path / "table" / "config.pbtxt"
     config.write_text(config.read_text().replace(*change))
     with pytest.raises(ServerError, match=reason):

@@ -14,7 +14,10 @@ from tests.support.raw_requests import infer
 from tests.support.small_file_systems import run_with_small
 from triton_face_client import FaceFeatureClient
 
-LIMIT = int(read_config(DEFAULT_REPOSITORY, "align_mask").parameters["max_request_pixels"].string_value)
+MAX_REQUEST_PIXELS = int(
+    read_config(DEFAULT_REPOSITORY, "align_mask").parameters["max_request_pixels"].string_value
+)
+
 MAX_MESSAGE_BYTES = 2**31 - 1
 """Maximum length of a gRPC message."""
 
@@ -44,6 +47,7 @@ TWO_LARGEST_REQUESTS = textwrap.dedent(
 
 
 def request(count: int) -> dict[str, np.ndarray]:
+    """Return a request with `count` frames of 1280x720."""
     _, landmarks = photo_faces(1, 691)
     return {
         "FRAMES_UINT8": np.zeros((count, 3, 720, 1280), np.uint8),
@@ -52,8 +56,8 @@ def request(count: int) -> dict[str, np.ndarray]:
 
 
 def test_request_at_limit_is_answered_and_one_more_frame_rejected(client: FaceFeatureClient):
-    count = LIMIT // (1280 * 720)
-    assert count * 1280 * 720 == LIMIT
+    count = MAX_REQUEST_PIXELS // (1280 * 720)
+    assert count * 1280 * 720 == MAX_REQUEST_PIXELS
     assert len(infer(client, "align_mask", request(count), ["AFFINE"])["AFFINE"]) == count
     with pytest.raises(InferenceServerException) as caught:
         infer(client, "align_mask", request(count + 1), ["AFFINE"])
@@ -68,11 +72,11 @@ def test_single_frame_has_only_the_frame_limit():
 
 
 def test_largest_request_fits_grpc_message():
-    assert LIMIT * 3 * np.dtype(np.float32).itemsize < MAX_MESSAGE_BYTES
+    assert MAX_REQUEST_PIXELS * 3 * np.dtype(np.float32).itemsize < MAX_MESSAGE_BYTES
 
 
 @pytest.mark.slow
 def test_both_instances_answer_largest_requests_in_shared_memory_of_a_pod(repository: Path):
-    """1 GiB, as in deploy/k8s/base/deployment.yaml; all regions keep the size of the largest request."""
-    done = run_with_small("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
-    assert done.stdout == "[16, 16]\n[16, 16]\n2 regions\n", done.stdout + done.stderr
+    """/dev/shm has 1 GiB, as in deploy/k8s/base/deployment.yaml. A region that has grown never shrinks."""
+    run = run_with_small("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
+    assert run.stdout == "[16, 16]\n[16, 16]\n2 regions\n", run.stdout + run.stderr

@@ -21,13 +21,13 @@ from triton_face_client import FaceFeatureClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of tests/acceptance; pytest accepts options only from the outermost conftest."""
+    """Add the options of tests/acceptance. Pytest requires them in the root conftest.py or its plugins."""
     group = parser.getgroup("acceptance", "acceptance tests of a running server (tests/acceptance)")
     group.addoption("--server", metavar="HOST:PORT", help="gRPC endpoint of the server to test")
     group.addoption(
         "--metrics",
         metavar="HOST:PORT",
-        help="its metrics endpoint; without it, tests of metrics are skipped",
+        help="metrics endpoint of the server; without it, tests of metrics are skipped",
     )
     group.addoption(
         "--tls-folder", type=Path, metavar="DIR", help="ca.crt, tls.crt and tls.key for the server"
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="FILE",
-        help="checkpoint of its pose model (.safetensors with its .json); `none` skips the comparison",
+        help="checkpoint of the server's pose model (FILE.safetensors and FILE.json); `none` skips the test",
     )
 
 
@@ -61,7 +61,7 @@ def server(repository: Path) -> Iterator[LocalServer]:
 
 @pytest.fixture
 def own_server(repository: Path) -> Iterator[LocalServer]:
-    """Yield a server of this test alone, which the test may overload or stop."""
+    """Yield a server that only one test uses; the test may overload or stop it."""
     with LocalServer(repository) as running:
         yield running
 
@@ -73,25 +73,34 @@ def client(server: LocalServer) -> Iterator[FaceFeatureClient]:
 
 
 @pytest.fixture
-def http(server: LocalServer) -> Iterator[httpclient.InferenceServerClient]:
+def http_client(server: LocalServer) -> Iterator[httpclient.InferenceServerClient]:
     with httpclient.InferenceServerClient(server.http_url) as connected:
         yield connected
 
 
-STATISTICS = {
+POSE_STATISTICS = {
     "mean": [0.05, -0.02, 0.01, 1.0, -2.0, 40.0],
     "std": [0.3, 0.4, 0.2, 5.0, 5.0, 12.0],
 }
+"""Mean and standard deviation of Pitch, Roll, Yaw in radians and X, Y, Z, which denormalize the output."""
 
 
 @pytest.fixture(params=["v1", "v2"])
 def pose_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PoseNet]:
-    """Return a random pose checkpoint of each layout and the torch module it was saved from."""
+    """Return the path of a random pose checkpoint and the torch module with its weights, for each layout."""
     return write_pose_checkpoint(tmp_path, request.param)
 
 
 def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
-    """Save a random network with a fixed seed as `pose.safetensors` and `pose.json`."""
+    """Save a random network with a fixed seed; return the path of its weights and the network.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder for `pose.safetensors` and `pose.json`.
+    layout : str
+        "v1", or "v2", which has wider layers and LayerNorm.
+    """
     hidden = {"v1": (256, 128, 64), "v2": (512, 256, 128)}[layout]
     torch.manual_seed(7)
     net = PoseNet(hidden, layer_norm=layout == "v2")
@@ -99,7 +108,7 @@ def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
         parameter.data += 0.05 * torch.randn_like(parameter)
     weights = folder / "pose.safetensors"
     save_file(net.state_dict(), weights)
-    architecture = {"hidden": list(hidden), "dropout": 0.15, "output_normalization": STATISTICS}
+    architecture = {"hidden": list(hidden), "dropout": 0.15, "output_normalization": POSE_STATISTICS}
     weights.with_suffix(".json").write_text(json.dumps({"architecture": architecture}))
     return weights, net
 
@@ -107,4 +116,4 @@ def write_pose_checkpoint(folder: Path, layout: str) -> tuple[Path, PoseNet]:
 @pytest.fixture(scope="session")
 def statistics() -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation that `write_pose_checkpoint` saves."""
-    return np.float32(STATISTICS["mean"]), np.float32(STATISTICS["std"])
+    return np.float32(POSE_STATISTICS["mean"]), np.float32(POSE_STATISTICS["std"])

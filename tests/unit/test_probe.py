@@ -1,4 +1,4 @@
-"""Reasons for which the liveness probe fails, and its file of counters, without a server."""
+"""Liveness probe without a server: the reasons for a failure, and the file with its history."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from deploy.docker import probe
 
 
 def counters(answered: int, failed: int, waiting: int = 0, rejected: int = 0, model: str = "hog") -> str:
-    """Return Triton's metrics of a model."""
+    """Return Triton's metrics of a model, including metrics that the probe must ignore."""
     return "".join(
         f'nv_inference_{metric}{{model="{model}",{reason}version="1"}} {value}\n'
         for metric, reason, value in (
@@ -25,6 +25,7 @@ def counters(answered: int, failed: int, waiting: int = 0, rejected: int = 0, mo
 
 
 def successive_probes(*metrics: str) -> list[list[str]]:
+    """Return the problems that each of several probes finds; they share their history."""
     history: probe.CounterHistory = {}
     return [probe.find_problems(text, history) for text in metrics]
 
@@ -51,7 +52,7 @@ def test_reset_counters_mean_a_restarted_server():
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace the monotonic clock; tests set its time."""
+    """Replace the monotonic clock by a list whose only item is the time; tests change it."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -84,9 +85,9 @@ def test_triton_counters_of_align_mask_are_ignored(clock: list[float]):
 @pytest.mark.parametrize("offset", [-60.0, 60.0, float("nan")], ids=["old", "in the future", "nan"])
 def test_heartbeat_that_shows_no_progress_fails_the_probe(offset: float):
     text = 'align_mask_heartbeat_seconds{{model="align_mask",model_instance="align_mask_0_{}"}} {}\n'
-    fresh, wrong = text.format(0, time.time() - 1), text.format(1, time.time() + offset)
+    fresh, stale = text.format(0, time.time() - 1), text.format(1, time.time() + offset)
     assert probe.find_problems(fresh, {}) == []
-    (problem,) = probe.find_problems(fresh + wrong, {})
+    (problem,) = probe.find_problems(fresh + stale, {})
     assert problem.startswith("align_mask_0_1 has made no progress")
 
 
@@ -119,18 +120,18 @@ def test_binary_history_is_empty(tmp_path: Path):
 
 
 def test_links_pipes_and_folders_are_neither_read_nor_written(tmp_path: Path):
-    """Every user can create files in /tmp."""
-    precious = tmp_path / "precious"
-    probe.save_history(precious, HISTORY)
-    (tmp_path / "link").symlink_to(precious)
+    """Another user may have created such a file in /tmp."""
+    linked_file = tmp_path / "linked_file"
+    probe.save_history(linked_file, HISTORY)
+    (tmp_path / "link").symlink_to(linked_file)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    before = precious.read_bytes()
+    before = linked_file.read_bytes()
     for name in ("link", "pipe", "folder"):
         assert probe.load_history(tmp_path / name) == {}
         with pytest.raises(OSError, match=name):
             probe.save_history(tmp_path / name, {})
-    assert precious.read_bytes() == before
+    assert linked_file.read_bytes() == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")

@@ -2,8 +2,8 @@
 
 Requests of one dynamic batch are grouped by type and size of their frames. `align_mask.pipeline` computes
 each group in one pass. A request with an invalid face is rejected with INVALID_ARGUMENT; the other requests
-are answered. If a group's pass raises, each of its requests is computed again alone, so that only those that
-raise again fail.
+are answered. If a group's pass raises, each of its requests is computed again alone, and only a request that
+raises again fails.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # OpenMP reads this when torch is loaded: its idle threads must sleep, not spin. On two cores with one busy,
-# spinning threads delayed a face from 4 to 84 ms.
+# spinning threads increased the latency of a face from 4 to 84 ms.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -29,7 +29,7 @@ from torch.utils.dlpack import from_dlpack
 from align_mask.face_checks import InvalidFaces, reason_of, request_size_error
 from align_mask.hull_mask import HULL_ERRORS
 from align_mask.metrics import Metrics, Tally
-from align_mask.pipeline import Faces, process
+from align_mask.pipeline import FaceResults, process
 from align_mask.settings import Settings
 from align_mask.stage_clock import StageClock
 from align_mask.warp import has_reference_bits
@@ -54,7 +54,7 @@ MAX_JOINED_PIXELS = 2**24
 """Pixels of requests computed in one pass: eight frames of 1920x1080, or the crops of a whole batch.
 
 One pass saves a fixed cost of a few milliseconds per request, but copies the frames. Copying 128 frames of
-1920x1080 takes a second without progress of the heartbeat.
+1920x1080 takes a second in which the heartbeat shows no progress.
 """
 
 FRAME_INPUTS = ("FRAMES", "FRAMES_UINT8")
@@ -114,7 +114,7 @@ class TritonPythonModel:
         return responses
 
     def is_ready(self) -> bool:
-        """Return whether this instance can compute. Triton calls this from 26.04 on, not in 2.51."""
+        """Return whether this instance can compute. Triton calls this only from release 26.04 on."""
         return not self.metrics.is_failing
 
     def finalize(self) -> None:
@@ -127,8 +127,8 @@ class TritonPythonModel:
         Raises
         ------
         Exception
-            One of `COMPUTE_ERRORS`, if every request failed, and not for lack of memory. Triton then fails
-            the batch and counts its requests as failed.
+            One of `COMPUTE_ERRORS`, if every request failed with an error other than out of memory. Triton
+            then fails the batch and counts its requests as failed.
         """
         clock = StageClock(self.metrics.progress)
         responses: list[Any] = [None] * len(requests)
@@ -137,12 +137,13 @@ class TritonPythonModel:
         groups = self._groups(requests, responses, clock)
         for group in groups:
             errors += self._answer_group(group, responses, tally, clock)
-        broken = [error for error in errors if not _is_out_of_memory(error)]
+        other_than_memory = [error for error in errors if not _is_out_of_memory(error)]
         # Raising discards all responses, rejections with their reasons included.
-        if len(broken) == len(requests):
-            raise broken[0]
+        if len(other_than_memory) == len(requests):
+            raise other_than_memory[0]
         faces = sum(len(request.frames) for group in groups for request in group)
-        tally.batch_faces += [faces] * bool(faces)
+        if faces:
+            tally.batch_faces.append(faces)
         tally.rejected_requests = sum(response.has_error() for response in responses) - len(errors)
         tally.seconds.update(clock.seconds)
         return responses, tally
@@ -175,15 +176,15 @@ class TritonPythonModel:
     ) -> list[Exception]:
         """Answer requests in one pass, or each alone if that raises; return the errors of failed requests."""
         try:
-            faces = self._compute(group, clock)
-            group_responses = list(self._responses(group, faces, clock))
+            results = self._compute(group, clock)
+            group_responses = list(self._responses(group, results, clock))
         except COMPUTE_ERRORS as error:
             if len(group) == 1:
                 responses[group[0].position] = _failure(error)
                 # The traceback references this pass's tensors; other requests need their memory.
                 return [error.with_traceback(None) if _is_out_of_memory(error) else error]
         else:
-            tally.invalid_faces.update(reason_of(message) for message in faces.invalid.values())
+            tally.invalid_faces.update(reason_of(message) for message in results.invalid.values())
             for request, response in zip(group, group_responses, strict=True):
                 responses[request.position] = response
                 tally.answered_faces += 0 if response.has_error() else len(request.frames)
@@ -191,7 +192,7 @@ class TritonPythonModel:
         alone = [self._answer_group([request], responses, tally, clock) for request in group]
         return [error for errors in alone for error in errors]
 
-    def _compute(self, group: list[FaceRequest], clock: StageClock) -> Faces:
+    def _compute(self, group: list[FaceRequest], clock: StageClock) -> FaceResults:
         with clock.stage("io"):
             frames = _concatenate([request.frames.to(self.device) for request in group])
             landmarks = _concatenate([request.landmarks for request in group])
@@ -211,34 +212,34 @@ class TritonPythonModel:
             outputs=frozenset(request.requested_output_names()),
         )
 
-    def _responses(self, group: list[FaceRequest], faces: Faces, clock: StageClock) -> Iterator[Any]:
+    def _responses(self, group: list[FaceRequest], results: FaceResults, clock: StageClock) -> Iterator[Any]:
         """Split the results of a group into the responses of its requests."""
         first = 0
         for request in group:
             with clock.stage("io"):
-                yield self._response(request, faces, first)
+                yield self._response(request, results, first)
             first += len(request.frames)
 
-    def _response(self, request: FaceRequest, faces: Faces, first: int) -> Any:
-        """Return the response of a request whose rows start at `first` of its group's results."""
+    def _response(self, request: FaceRequest, results: FaceResults, first: int) -> Any:
+        """Return the response of a request whose faces start at row `first` of its group's results."""
         stop = first + len(request.frames)
-        invalid = {face - first: message for face, message in faces.invalid.items() if first <= face < stop}
+        invalid = {face - first: message for face, message in results.invalid.items() if first <= face < stop}
         if invalid:
             return _rejection(_list_invalid_faces(invalid))
         return pb_utils.InferenceResponse(
-            [self._output(name, faces.outputs[name][first:stop]) for name in sorted(request.outputs)]
+            [self._output(name, results.outputs[name][first:stop]) for name in sorted(request.outputs)]
         )
 
     def _output(self, name: str, values: torch.Tensor) -> Any:
         if name == "MASKED_FACES" and self.settings.masked_faces_on_device:
             return _device_tensor(name, values)
-        # In host memory even from a GPU instance: when Triton's CUDA memory pool was full, GPU outputs were
-        # empty with status OK.
+        # A GPU instance also returns outputs in host memory: when Triton's CUDA memory pool was full, outputs
+        # in GPU memory were empty, with status OK.
         return pb_utils.Tensor(name, values.cpu().numpy())
 
 
 def _instance_device(kind: str, device_id: str) -> torch.device:
-    """Return the device that Triton assigned to this instance, or the CPU if torch was built without CUDA."""
+    """Return the device that Triton assigned to this instance, or the CPU if torch cannot use CUDA."""
     if kind != "GPU":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -279,7 +280,7 @@ def _concatenate(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _device_tensor(name: str, values: torch.Tensor) -> Any:
-    """Return an output in the memory that holds it. Untested on a GPU; `make gpu-check` tests it there."""
+    """Return an output tensor without a copy to host memory. Untested so far; `make gpu-check` tests it."""
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()
     return pb_utils.Tensor.from_dlpack(name, values)
@@ -306,5 +307,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _list_invalid_faces(invalid: InvalidFaces) -> str:
     """Return one message for all invalid faces of a request."""
     messages = [f"face {face}: {invalid[face]}" for face in sorted(invalid)[:MAX_NAMED_FACES]]
-    unnamed = len(invalid) - len(messages)
-    return "; ".join(messages + [f"and {unnamed} more"] * bool(unnamed))
+    if len(invalid) > MAX_NAMED_FACES:
+        messages.append(f"and {len(invalid) - MAX_NAMED_FACES} more")
+    return "; ".join(messages)

@@ -1,11 +1,11 @@
 """Python-based ONNX Runtime backend, with the name of Triton's C++ backend.
 
-The wheel's server has no ONNX Runtime backend. Triton runs this file for every model whose configuration has
-``backend: "onnxruntime"``. So the same model repository works here and, with the C++ backend, in NVIDIA's
-container. This backend supports the following parts of a model configuration, like the C++ one: file name;
-names, types and dims of the tensors; instance kind; thread counts in `parameters`; batching. It also reads a
-parameter that the C++ backend ignores: `cpu_rows_per_run`, the number of rows of a batch per run of the model
-on a CPU, so that intermediate results stay in the cache.
+The tritonserver of nvidia-pytriton has no ONNX Runtime backend. Triton runs this file for every model whose
+configuration has ``backend: "onnxruntime"``. So the same model repository works here and, with the C++
+backend, in NVIDIA's container. Like the C++ backend, this one supports the following parts of a model
+configuration: file name; names, types and dims of the tensors; instance kind; thread counts in `parameters`;
+batching. It also reads a parameter that the C++ backend ignores: `cpu_rows_per_run`, the maximum number of
+rows per run of the model on a CPU, so that intermediate results stay in the cache.
 """
 
 import json
@@ -31,6 +31,7 @@ RUN_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeExc
 """Exceptions of a run; these classes of onnxruntime have no common base class."""
 
 Batch = dict[str, np.ndarray]
+"""Tensor name -> array."""
 
 
 class TritonPythonModel:
@@ -63,8 +64,8 @@ class TritonPythonModel:
         Raises
         ------
         TritonModelException
-            If every request failed. Triton then counts the requests as failed, like the C++ backend's; it
-            counts error responses of a Python model as successes (2.51).
+            If every request failed. Triton then counts the requests as failed, as with the C++ backend.
+            Triton 2.51 counts error responses of a Python model as successes.
         """
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         batches = [self._inputs(request) for request in requests]
@@ -92,8 +93,8 @@ class TritonPythonModel:
 
     def _inputs(self, request: Any) -> Batch:
         return {
-            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().astype(kind, copy=False)
-            for name, kind in self.input_types.items()
+            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().astype(dtype, copy=False)
+            for name, dtype in self.input_types.items()
         }
 
     def _answer(self, batches: list[Batch], outputs: list[list[str]]) -> list[Any]:
@@ -105,7 +106,8 @@ class TritonPythonModel:
         except RUN_ERRORS as error:
             if len(batches) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
-            return [self._answer([batch], [names])[0] for batch, names in zip(batches, outputs, strict=True)]
+            alone = [self._answer([batch], [own]) for batch, own in zip(batches, outputs, strict=True)]
+            return [response for (response,) in alone]
         return _split(results, batches, outputs)
 
     def _run(self, names: list[str], inputs: Batch) -> list[np.ndarray]:
@@ -123,7 +125,7 @@ class TritonPythonModel:
 
 def _split(results: Batch, batches: list[Batch], outputs: list[list[str]]) -> list[Any]:
     """Return the response to each request, with its rows of a joint run's results."""
-    # The results of a model that does not batch have no dimension for requests.
+    # Without batching (max_batch_size 0), results have no batch dimension to split.
     if len(batches) == 1:
         return [_response(results, outputs[0])]
     responses = []
@@ -199,8 +201,8 @@ def _check_tensors(
         if name not in in_model:
             raise pb_utils.TritonModelException(f"{path} has no {kind} {name!r}, it has {sorted(in_model)}")
         model_type = in_model[name].type
-        element = np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])).name
-        if model_type != f"tensor({_onnx_name(element)})":
+        dtype = np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])).name
+        if model_type != f"tensor({_onnx_name(dtype)})":
             raise pb_utils.TritonModelException(
                 f"{kind} {name!r} of {path} is {model_type}, the config says {tensor['data_type']}"
             )
@@ -212,6 +214,7 @@ def _check_tensors(
 
 
 def _onnx_name(numpy_name: str) -> str:
+    """Return ONNX Runtime's name of a NumPy type."""
     return {"float32": "float", "float64": "double"}.get(numpy_name, numpy_name)
 
 

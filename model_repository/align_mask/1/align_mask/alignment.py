@@ -3,13 +3,14 @@
 Convention
 ----------
 Landmarks are (x, y) pixels in the iBUG/OpenFace order of 68 points; the origin is the centre of the top left
-pixel. An affine is a ``[2, 3]`` matrix that maps frame pixels to aligned pixels (source to destination):
-``aligned = affine @ (x, y, 1)``.
+pixel. An affine matrix ``[2, 3]`` maps frame pixels to aligned pixels (source to destination):
+``aligned = affine @ (x, y, 1)``. The anchors are five points: the two eye centres, the nose tip and the
+mouth corners.
 
 Everything here is float64 on the CPU, whichever device holds the frames: float32 would move HOG features by
-about 1e-4, enough to flip a leaf of the trained AU classifiers. The order of the operations is part of the
-contract, too: the batched products (bmm) have py-feat's last bit, which decides how a landmark that falls on
-a whole pixel is truncated.
+about 1e-4, enough for a tree of the AU classifiers to select another leaf. The order of the operations is
+part of the contract, too: the batched products (`torch.bmm`) round like py-feat's. The last bit decides
+whether a landmark at a whole pixel is truncated to this pixel or to its neighbour.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ class Alignment:
 
 
 def align(landmarks: torch.Tensor, face_size: int, box_enlarge: float) -> Alignment:
-    """Fit the affine that levels the eyes and frames the face; map the landmarks with it.
+    """Fit the affine matrix that levels the eyes and centres the anchors; map the landmarks with it.
 
     Parameters
     ----------
@@ -81,9 +82,13 @@ def _leveling_rotation(axis: torch.Tensor, length: torch.Tensor) -> torch.Tensor
 def _scale_and_shift(
     rotation: torch.Tensor, anchors: torch.Tensor, face_size: int, box_enlarge: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale ``[N, 1]`` and shift ``[N, 2]`` that map the enlarged box onto the aligned face."""
-    level = torch.bmm(anchors, rotation.transpose(1, 2))
-    low, high = level.amin(dim=1), level.amax(dim=1)
+    """Return the scale ``[N, 1]`` and shift ``[N, 2]`` from rotated to aligned coordinates.
+
+    They map the enlarged bounding box of the rotated anchors, ``[N, 5, 2]`` before the rotation, onto the
+    aligned face.
+    """
+    rotated = torch.bmm(anchors, rotation.transpose(1, 2))
+    low, high = rotated.amin(dim=1), rotated.amax(dim=1)
     half = 0.5 * box_enlarge * (high - low).amax(dim=1, keepdim=True)
     scale = (face_size - 1) * 0.5 / half.clamp(min=MIN_DIVISOR)
     centre = (high + low) * 0.5

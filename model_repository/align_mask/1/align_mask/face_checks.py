@@ -14,13 +14,13 @@ InvalidFaces = dict[int, str]
 """Index of an invalid face -> message: its reason, one of `REASONS`, a colon and the details."""
 
 MIN_EYE_DISTANCE = 1e-6
-"""Pixels. Below it the direction between the eyes is rounding noise of float32 landmarks."""
+"""Pixels. Below this distance, the direction between the eyes is rounding noise of float32 landmarks."""
 
 MAX_ALIGNED_COORDINATE = 2**20
-"""Pixels. Up to it float64 represents the integer geometry of the hull exactly, with a margin."""
+"""Pixels. Up to this value, int64 and float64 represent all products in the computation of a hull exactly."""
 
 MAX_PIXEL_VALUE = 1e18
-"""Above it the squares in HOG's block norm overflow float32, and features would be NaN or 0."""
+"""Above this value, the squares in HOG's block norm overflow float32, and features would be NaN or 0."""
 
 MIN_HULL_VERTICES = 3
 
@@ -43,16 +43,16 @@ def reason_of(message: str) -> str:
 
 
 def request_size_error(faces: int, height: int, width: int, max_pixels: int) -> str | None:
-    """Return an error message if the frames of a request have too many pixels together, else None."""
+    """Return an error message if all frames of a request together exceed `max_pixels`, else None."""
     pixels = faces * height * width
-    # The limit of a single frame is that of `frame_size_error`.
+    # `frame_size_error` limits a single frame.
     if pixels <= max_pixels or faces == 1:
         return None
-    fitting = max(1, max_pixels // (height * width))
+    max_faces = max(1, max_pixels // (height * width))
     return (
         f"request over the pixel limit: {faces} frames of {width}x{height} pixels have {pixels} pixels, the "
-        f"limit is {max_pixels}; send fewer frames per request, at most {fitting} of this size, or crop the "
-        "faces first"
+        f"limit is {max_pixels}; send fewer frames per request, at most {max_faces} of this size, or crop "
+        "the faces first"
     )
 
 
@@ -128,7 +128,7 @@ def _landmark_error(points: NDArray[np.float64], height: int, width: int, max_di
 
 
 def check_eye_distance(eye_distance: torch.Tensor) -> InvalidFaces:
-    """Find faces whose eye centres coincide, by the distance ``[N]`` between them in pixels."""
+    """Find faces whose eye centres coincide; `eye_distance` ``[N]`` is in frame pixels."""
     invalid = (eye_distance < MIN_EYE_DISTANCE).nonzero().flatten().tolist()
     return dict.fromkeys(invalid, "no eye distance: the centres of points 36-41 and 42-47 coincide")
 

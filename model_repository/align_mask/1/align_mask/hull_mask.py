@@ -3,14 +3,14 @@
 The AU classifiers were trained on masked faces, which makes them robust to occlusion [1]_. The mask has
 exactly the pixels of scipy's `ConvexHull` filled by scikit-image's `grid_points_in_poly`
 (`benchmarks.speed.mask_equality` compares them), but the computation differs: testing every pixel against
-every edge takes 0.8 ms per face; here one set of array operations handles all faces of a batch, 0.02 ms per
-face for 50 faces. Aligned landmarks are whole pixels, so each row of a hull is one interval of pixels whose
-ends are exact in integers.
+every edge takes 0.8 ms per face; here each array operation handles all faces of a batch, which takes 0.02 ms
+per face for 50 faces. Aligned landmarks are whole pixels, so a hull covers one interval of pixels in each
+row, and integer arithmetic finds its ends exactly.
 
-Only the positions of the hull's vertices matter, not their order or additional points on an edge. OpenCV
-finds them in exact integers, 20 times faster than Qhull, which replaces OpenCV where it is missing. (GEOS
-3.13 and 3.14 would handle a whole batch in one call, but returned hulls that are not convex for many
-landmarks in few pixels.)
+The mask does not depend on the vertex at which a hull starts, its direction, or additional points on an edge.
+So the hulls may come from OpenCV, which finds them in exact integers and 20 times faster than SciPy's Qhull.
+Qhull is the fallback without OpenCV. (GEOS 3.13 and 3.14 would handle a whole batch in one call, but returned
+hulls that are not convex when many landmarks share a few pixels.)
 
 References
 ----------
@@ -28,9 +28,10 @@ except ImportError:
     cv2 = None  # type: ignore[assignment]
 
 HULL_ERRORS: tuple[type[Exception], ...] = (cv2.error,) if cv2 else ()
-"""Exceptions of `convex_hulls` that are no built-in class."""
+"""Exceptions of `convex_hulls` other than Python's built-in ones."""
 
 JAW_ENDS = (0, 16)
+"""Indices of the first and the last landmark of the jaw."""
 
 
 def convex_hulls(landmarks: NDArray[np.int64]) -> list[NDArray[np.int32]]:
@@ -43,8 +44,8 @@ def convex_hulls(landmarks: NDArray[np.int64]) -> list[NDArray[np.int32]]:
 
     Returns
     -------
-    list of ndarray of int, shape (V, 2)
-        The vertices of each hull in order; fewer than 3 if the landmarks lie on one line.
+    list of ndarray of int32, shape (V, 2)
+        The vertices of each hull in cyclic order; fewer than 3 if the landmarks lie on one line.
     """
     return [_hull_vertices(points) for points in landmarks.astype(np.int32)]
 
@@ -58,8 +59,8 @@ def hull_masks(
     ----------
     landmarks : ndarray of int64, shape (N, 68, 2)
         Aligned landmarks (x, y); they may lie outside the aligned face.
-    hulls : sequence of ndarray of int, shape (V, 2)
-        Their hulls, of 3 vertices or more, each coordinate within 2**20.
+    hulls : sequence of ndarray of int32, shape (V, 2)
+        The hull of each face, from `convex_hulls`: 3 vertices or more, each coordinate within 2**20.
     face_size : int
         Side of the square aligned face, pixels.
 
@@ -91,29 +92,28 @@ def _hull_vertices(points: NDArray[np.int32]) -> NDArray[np.int32]:
 def _row_intervals(hulls: Sequence[NDArray[np.int32]], face_size: int) -> NDArray[np.int16]:
     """Return each hull's first column and the column after its last, per row, ``[2, N, face_size, 1]``.
 
-    A row that the hull's edges cross between x and x' has the whole pixels from ceil(x) to floor(x'). The
-    interval of a row without an edge or without a whole pixel is empty: its first column is not below its
-    stop.
+    If a hull extends from x to x' in a row, the interval is ceil(x) to floor(x'). It is empty, with a first
+    column not below the stop, in a row that the hull does not reach or where it contains no whole pixel.
     """
-    start, step, face = _edges(hulls)
-    end_y = start[:, 1] + step[:, 1]
+    start, vector, face = _edges(hulls)
+    end_y = start[:, 1] + vector[:, 1]
     first_row = np.maximum(np.minimum(start[:, 1], end_y), 0)
     last_row = np.minimum(np.maximum(start[:, 1], end_y), face_size - 1)
-    # Horizontal edges are skipped: the edges that they meet already have their end points.
-    row_counts = np.where(step[:, 1] != 0, np.maximum(last_row + 1 - first_row, 0), 0)
+    # Horizontal edges are skipped: the adjacent edges already contribute their end points.
+    row_counts = np.where(vector[:, 1] != 0, np.maximum(last_row + 1 - first_row, 0), 0)
 
     # One entry for each pair of an edge and a row that it crosses.
     edge = np.arange(len(row_counts)).repeat(row_counts)
     row = np.arange(len(edge)) - (row_counts.cumsum() - row_counts - first_row)[edge]
     x, y = start[edge].T
-    dx, dy = step[edge].T
+    dx, dy = vector[edge].T
     offset = (row - y) * dx
     flat_index = face[edge] * face_size + row
     intervals = np.empty((2, len(hulls) * face_size), dtype=np.int64)
     intervals[0], intervals[1] = face_size, 0
     np.minimum.at(intervals[0], flat_index, x - (-offset // dy))
     np.maximum.at(intervals[1], flat_index, x + offset // dy + 1)
-    # Narrow integers, because these are compared with every column of every row.
+    # int16 makes the later comparison with every column of every row faster.
     narrow = np.minimum(np.maximum(intervals, 0), face_size).astype(np.int16)
     return narrow.reshape(2, len(hulls), face_size, 1)
 
@@ -121,7 +121,7 @@ def _row_intervals(hulls: Sequence[NDArray[np.int32]], face_size: int) -> NDArra
 def _edges(
     hulls: Sequence[NDArray[np.int32]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return start point and step ``[E, 2]`` of each edge of all hulls, and the index of its face ``[E]``."""
+    """Return the start and the vector ``[E, 2]`` of each edge of all hulls, and its face's index ``[E]``."""
     sizes = np.array([len(hull) for hull in hulls])
     ends = sizes.cumsum()
     vertices = np.concatenate(hulls).astype(np.int64)
@@ -134,10 +134,11 @@ def _edges(
 def _add_forehead_boxes(masks: NDArray[np.bool_], landmarks: NDArray[np.int64]) -> None:
     """Fill the box above the jaw ends of every face, in place.
 
-    NumPy counts a negative index from the far side. So a jaw end left of the face mostly empties the box; one
-    above the face extends the box down nearly the whole face. The classifiers were trained with that.
+    NumPy counts a negative index from the end of the axis. So the box is usually empty if a jaw end lies left
+    of the aligned face, and extends over nearly the whole face if a jaw end lies above it. The classifiers
+    were trained with such boxes.
     """
-    for mask, ((left, left_top), (right, right_top)) in zip(
+    for mask, ((left_x, left_y), (right_x, right_y)) in zip(
         masks, landmarks[:, JAW_ENDS].tolist(), strict=True
     ):
-        mask[0 : min(left_top, right_top), left:right] = True
+        mask[0 : min(left_y, right_y), left_x:right_x] = True

@@ -11,12 +11,12 @@
 | `align_mask_failed_batches` | `model_instance` | consecutive batches in which every request raised |
 
 Each metric also has the label `model`, like Triton's own. All instances add to the same time series, except
-for the last two metrics. The heartbeat stops when an instance's process died, was stopped or hangs. Triton
-detects a dead process from 26.04 on and never the other two. An instance whose batches all fail, for example
-after a sticky CUDA error, still has a heartbeat.
+for the last two metrics. The heartbeat stops when an instance's process died, was stopped or hangs in a
+batch; Triton detects only a dead process, and only from release 26.04 on. `align_mask_failed_batches` shows
+an instance that is alive but fails every batch, for example after a sticky CUDA error.
 
-Setting a metric takes 20 microseconds, together 0.2 ms for a batch of one face that computes for 4 ms. So a
-background thread flushes the aggregated metrics.
+Setting one metric takes 20 microseconds. All metrics of a batch take 0.2 ms, while the computation of one
+face takes 4 ms. So a background thread flushes the aggregated metrics.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ import triton_python_backend_utils as pb_utils
 from align_mask.face_checks import REASONS
 from align_mask.stage_clock import STAGES
 
-BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
-"""Upper bounds of the histogram's buckets; the last one is max_batch_size."""
+BATCH_FACES_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
+"""Upper bounds of the buckets of `align_mask_batch_faces`; the last bound is max_batch_size."""
 
 FLUSH_DELAY_SECONDS = 0.2
-"""Delay of the metrics behind the responses."""
+"""Delay between a response and the update of the metrics."""
 
 HEARTBEAT_SECONDS = 1.0
 """Interval between updates of the heartbeat; a batch that ends in between updates it too."""
 
-FAILED_BATCHES = 3
-"""Consecutive failed batches after which an instance is not ready, as in deploy/docker/probe.py."""
+FAILURES_UNTIL_NOT_READY = 3
+"""Consecutive failed batches; the same number as `FAILURES` in deploy/docker/probe.py."""
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ class Metrics:
         self._families = [faces, invalid_faces, requests, seconds, batches, heartbeat, failed]
         self._faces = faces.Metric(labels=model_label)
         self._rejected_requests = requests.Metric(labels=model_label)
-        self._batch_faces = batches.Metric(labels=model_label, buckets=BATCH_SIZES)
+        self._batch_faces = batches.Metric(labels=model_label, buckets=BATCH_FACES_BUCKETS)
         # All label values exist from the start: PromQL's rate() needs a value before the first event.
         self._invalid_faces = {
             reason: invalid_faces.Metric(labels=model_label | {"reason": reason}) for reason in REASONS
@@ -127,14 +127,14 @@ class Metrics:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last `FAILED_BATCHES` batches failed."""
-        return self._consecutive_failures >= FAILED_BATCHES
+        """Whether the last `FAILURES_UNTIL_NOT_READY` batches failed."""
+        return self._consecutive_failures >= FAILURES_UNTIL_NOT_READY
 
     def add(self, tally: Tally) -> None:
         """Count a dynamic batch; a batch with an answered face resets the count of failures."""
         if tally.answered_faces:
             self._consecutive_failures = 0
-        # A thread that ended has logged its exception; pending counts would only accumulate.
+        # After an exception in the flusher, which Python logs, pending counts would only accumulate.
         if not self._flusher.is_alive():
             return
         with self._changed:
@@ -152,12 +152,12 @@ class Metrics:
         The batch counts as failed if the block raises.
         """
         self.progress()
-        consecutive_failures = self._consecutive_failures + 1
+        failed = True
         try:
             yield
-            consecutive_failures = self._consecutive_failures
+            failed = False
         finally:
-            self._consecutive_failures = consecutive_failures
+            self._consecutive_failures += failed
             self._last_progress = None
 
     def close(self) -> None:

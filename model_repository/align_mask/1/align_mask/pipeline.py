@@ -1,7 +1,7 @@
 """Alignment, checks, mask and warp of a batch of faces, independent of Triton.
 
-A batch may hold the faces of several requests. Every stage computes each face independently, so its bits do
-not depend on the other faces of the batch, valid or invalid.
+A batch may hold the faces of several requests. Every stage computes each face independently, so the bits of a
+face's outputs do not depend on the other faces of the batch, valid or invalid.
 
 Alignment, checks and masks handle all faces at once, because landmarks are small. Pixels are large: on a CPU,
 the warp and the mask product handle a few faces at a time, so that intermediate results stay in the cache.
@@ -25,11 +25,11 @@ PIXEL_OUTPUTS = frozenset({"MASKED_FACES", "ALIGNED_FACES"})
 MASK_OUTPUTS = frozenset({"MASKED_FACES", "MASK"})
 
 FACES_IN_CACHE = 8
-"""Faces per pass over pixels on a CPU. With 50 a face took 1.6 times as long; 2 were not faster."""
+"""Faces per pass over pixels on a CPU. With 50, each face took 1.6 times as long; 2 were not faster."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Faces:
+class FaceResults:
     """The results for a batch of N faces.
 
     Attributes
@@ -48,7 +48,7 @@ class Faces:
 @torch.inference_mode()
 def process(
     frames: torch.Tensor, landmarks: torch.Tensor, requested: Set[str], settings: Settings, clock: StageClock
-) -> Faces:
+) -> FaceResults:
     """Align, warp and mask the faces of frames that share a size.
 
     Parameters
@@ -66,7 +66,7 @@ def process(
 
     Returns
     -------
-    Faces
+    FaceResults
     """
     with clock.stage("align"):
         alignment = align(landmarks, settings.face_size, settings.box_enlarge)
@@ -78,10 +78,10 @@ def process(
     }
     valid = [face for face in range(len(frames)) if face not in invalid]
     if not valid:
-        return Faces({}, invalid)
+        return FaceResults({}, invalid)
     if requested - set(outputs):
         outputs |= _images(frames, outputs, hulls, valid, requested, settings, clock)
-    return Faces({name: outputs[name] for name in requested}, invalid)
+    return FaceResults({name: outputs[name] for name in requested}, invalid)
 
 
 def _check(
@@ -170,12 +170,12 @@ def _to_unit_range(frames: torch.Tensor) -> torch.Tensor:
     """Return float32 frames unchanged; convert uint8 frames to float32 and divide them by 255."""
     if frames.dtype != torch.uint8:
         return frames
-    # The divisor is a tensor: CUDA divides by a Python number as a product with its inverse, one ulp off.
+    # For a Python number as divisor, CUDA multiplies by the reciprocal, which may differ by one ulp.
     return frames.to(torch.float32).div_(torch.tensor(255.0, device=frames.device))
 
 
 def _scatter(rows: torch.Tensor, faces: list[int], count: int) -> torch.Tensor:
-    """Return `count` rows: those of `faces` from `rows`, zeros elsewhere."""
+    """Return a tensor of `count` rows with `rows` at the indices `faces` and zeros elsewhere."""
     if len(faces) == count:
         return rows
     scattered = rows.new_zeros((count, *rows.shape[1:]))

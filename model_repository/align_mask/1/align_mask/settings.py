@@ -19,7 +19,8 @@ class Settings:
     face_size : int
         Side of the square aligned face, pixels.
     box_enlarge : float
-        Side of the aligned square divided by the larger side of the anchors' bounding box.
+        Side of the aligned square divided by the larger side of the bounding box of eyes, nose tip and
+        mouth corners.
     fill : float
         Fill value of aligned pixels outside the frame.
     min_frame_side, max_frame_pixels : int
@@ -95,8 +96,10 @@ def _boolean(texts: Mapping[str, str], name: str) -> bool:
     raise _invalid(texts, name, "true or false")
 
 
-def _invalid(texts: Mapping[str, str], name: str, valid: str) -> SettingsError:
-    return SettingsError(f"align_mask/config.pbtxt: parameter {name} must be {valid}, it is {texts[name]!r}")
+def _invalid(texts: Mapping[str, str], name: str, expected: str) -> SettingsError:
+    return SettingsError(
+        f"align_mask/config.pbtxt: parameter {name} must be {expected}, it is {texts[name]!r}"
+    )
 
 
 def _check_output_dims(config: Mapping[str, Any], face_size: int) -> None:

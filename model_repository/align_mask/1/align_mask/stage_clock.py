@@ -6,7 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 STAGES = ("io", "align", "mask", "warp")
-"""Requests to tensors and tensors to responses; alignment, hulls and checks; masks; pixels."""
+"""The stages of a batch.
+
+io
+    Conversion of requests to tensors and of tensors to responses.
+align
+    Alignment, convex hulls and face checks.
+mask
+    Hull masks.
+warp
+    Sampling of the aligned faces and their product with the masks.
+"""
 
 
 class StageClock:
@@ -20,8 +30,8 @@ class StageClock:
     Attributes
     ----------
     seconds : dict of str to float
-        Wall-clock seconds of each stage so far. A GPU computes asynchronously, so the time of its pixels
-        counts for the stage that waits for them, "io".
+        Wall-clock seconds of each stage so far. A GPU computes asynchronously; most of its time counts in
+        "io", the stage that waits for the results.
     """
 
     def __init__(self, report_progress: Callable[[], None] = lambda: None) -> None:

@@ -7,15 +7,15 @@ needs the inverse, in normalized coordinates where a side of ``n`` pixels spans 
 its first pixel to the outer edge of its last (``align_corners=False``). Pixel ``p`` of that side is at ``(p -
 (n - 1) / 2) * 2 / n``, in the frame and in the aligned face.
 
-The computation is float32 on the device of the frames, in the reference's order of operations: one float32
-ulp in the sampling grid can move a pixel of HOG to the next orientation bin.
+The computation is float32 on the device of the frames, in py-feat's order of operations: one float32 ulp in
+the sampling grid can move a pixel's gradient to the next orientation bin of HOG.
 
-The reference's grid is `F.affine_grid`, the product of pixel coordinates and each face's matrix. On a CPU
-this takes longer than the sampling itself, because it builds the coordinates for each call and multiplies
-matrices of three columns. The transposed product with cached coordinates is ten times faster. Whether its
-bits are the same depends on the machine's BLAS, so `has_reference_bits` compares it once with the reference,
-and `warp` uses it only if no bit differs. (A sum of an x and a y term is faster still but differs in 61 % of
-the values.)
+The reference for the sampling grid is `F.affine_grid`, the product of pixel coordinates and each face's
+matrix. On a CPU it takes longer than the sampling itself, because it builds the coordinates for each call and
+multiplies matrices of three columns. The transposed product with cached coordinates is ten times faster, but
+the machine's BLAS decides whether its bits are the same. So `has_reference_bits` compares it once with the
+reference, and `warp` uses it only if no bit differs. (A sum of an x and a y term is faster still but differs
+in 61 % of the values.)
 """
 
 import functools
@@ -59,7 +59,7 @@ def warp(frames: torch.Tensor, affine: torch.Tensor, face_size: int, fill: float
 
 @functools.lru_cache(maxsize=8)
 def has_reference_bits(face_size: int) -> bool:
-    """Return whether the faster product has the bits of `F.affine_grid` on this machine's CPU.
+    """Return whether the transposed product has the bits of `F.affine_grid` on this machine's CPU.
 
     Parameters
     ----------
@@ -109,7 +109,10 @@ def _pixels_from_normalized(height: int, width: int, device: torch.device) -> to
 
 
 def _sampling_grid(to_frame: torch.Tensor, face_size: int) -> torch.Tensor:
-    """Return the normalized frame coordinates (x, y) of each aligned pixel, ``[N, 2, S, S]``."""
+    """Return the normalized frame coordinates (x, y) of each aligned pixel, ``[N, 2, S, S]``.
+
+    S is `face_size`; `to_frame`, ``[N, 2, 3]``, maps normalized aligned to normalized frame coordinates.
+    """
     count = len(to_frame)
     if to_frame.device.type == "cpu" and has_reference_bits(face_size):
         coordinates = _aligned_coordinates(face_size).expand(count, 3, face_size**2)
