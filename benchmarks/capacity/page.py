@@ -58,5 +58,5 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
 
 def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> str:
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[form.format(**row) for form in columns.values()] for row in rows]
+    lines += [[cell.format(**row) for cell in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
