@@ -19,7 +19,7 @@ from deploy.monitoring.panels import AUTOSCALER, scaling_targets
 
 RESULTS = Path(__file__).parents[1] / "results"
 SCENARIOS = ((8, 40), (8, 240), (32, 40))
-"""Faces per request, and seconds until a new pod is ready: 40 if its node has the image, 240 on a new node."""
+"""Faces per request; seconds until a new pod is ready: 40 if its node has the image, 240 on a new node."""
 
 FITTED_FACES = 8
 """Faces per request of the measured rows that give the latency of an idle pod."""
