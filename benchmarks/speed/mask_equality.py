@@ -2,8 +2,8 @@
 
 Four kinds of landmark sets, a quarter each: the face of the demo's photograph, distorted, jittered and
 aligned; points spread evenly over 3 to 150 pixels around a position on or off the face; all points at 3 to
-12 positions; spreads from 1 to 5,000 pixels with the ends of the jaw near the face's borders. Sets on one line
-have no hull and are drawn again.
+12 positions; spreads from 1 to 5,000 pixels with the ends of the jaw near the face's borders. Sets on one
+line have no hull and are drawn again.
 
 `--landmarks FILE.npz` adds real faces: `landmarks` ``[N, 68, 2]`` in pixels of any frame.
 `results/mask_equality.json` is the `--output` of a run with both.

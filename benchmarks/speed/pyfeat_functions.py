@@ -2,7 +2,8 @@
 
 This script runs in py-feat's environment and does not import the project. Importing the package `feat` would
 load detectors, plotting and video decoding, which the compared functions do not need. Therefore
-`load_functions` registers empty packages in their place, with the few names that py-feat's image module imports.
+`load_functions` registers empty packages in their place, with the few names that py-feat's image module
+imports.
 """
 
 import importlib.util
