@@ -9,7 +9,7 @@ import pytest
 
 from deploy.docker.shm_regions import RegionPrefix, remove_leftovers
 from deploy.local.server import STUB_MEMORY_BYTES
-from tests.support.small_file_systems import run_with_small
+from tests.support.small_file_systems import run_with_small_file_system
 
 KILL_REPEATEDLY = """
 import json, os, signal, subprocess, sys, tempfile
@@ -72,7 +72,7 @@ def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind:
     kills = 3
     of_one, of_second = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
     megabytes = int(1.5 * of_one + of_second) // 2**20
-    done = run_with_small(
+    done = run_with_small_file_system(
         "/dev/shm",
         megabytes,
         KILL_REPEATEDLY,

@@ -1,6 +1,6 @@
 """`make chaos` and `make soak`: long measurements of the promises of docs/reliability.md, as a table.
 
-`chaos` writes chaos.json and chaos.md, `soak` writes soak.json, soak.md, soak.png and soak_samples.json. The
+`chaos` writes chaos.json and chaos.md; `soak` writes soak.json, soak.md, soak.png and soak_samples.json. The
 exit status is 1 if a promise is broken.
 """
 
@@ -27,13 +27,13 @@ from tests.support.machine import machine
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 FUZZ_EXAMPLES = 12_000
-"""Each is sent twice, a truncated one once: over 20,000 requests."""
+"""Examples of hostile requests: over 20,000 requests, because all but the truncated ones are sent twice."""
 
 OVERLOAD_SECONDS = 30.0
 ROUNDS = 3
 
 MAX_LATENCY_SECONDS = 2.5
-"""Limit of the p99 latency of accepted requests. Both queues, when full, hold a second and a half of work."""
+"""Limit of the p99 latency of accepted requests. Full queues hold a second and a half of work."""
 
 MAX_REJECTION_SECONDS = 0.1
 """Limit of the p99 latency of rejections."""
@@ -42,18 +42,18 @@ MAX_RECOVERY_SECONDS = 10.0
 MAX_RESTART_SECONDS = 30.0
 
 CONTROL_FRACTION = 0.1
-"""Duration of the run with the deliberate leak, as a fraction of the soak test's."""
+"""Duration of the run with the deliberate leak, as a fraction of the soak test's duration."""
 
 LEAK_BYTES = 100_000
 """Deliberate leak in every dynamic batch, bytes."""
 
 SAMPLES = 180
-"""Memory samples of each run."""
+"""Memory samples of memory run."""
 
 
 def main() -> int:
     """Run `chaos` or `soak` and write its results."""
-    # SIGTERM raises KeyboardInterrupt, so that the servers stop in order.
+    # SIGTERM raises KeyboardInterrupt, so that the servers stop and remove their files.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _arguments()
     try:
@@ -85,14 +85,17 @@ def _arguments() -> argparse.Namespace:
         help="number of hostile requests (default: %(default)s)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="repetitions of each crash and stop (default: %(default)s)"
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        help="repetitions of each crash and stop (default: %(default)s)",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
     return parser.parse_args()
 
 
 def _chaos(examples: int, rounds: int) -> Iterator[Row]:
-    # First: the garbage that hypothesis leaves in this process would add pauses to the latencies.
+    # Overload first: garbage collection of hypothesis' objects would add to the latencies.
     with LocalServer() as server:
         for row in _overload_rows(server):
             yield _print_row(row)
@@ -195,7 +198,7 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     )
     reports = {"server": report, "server with a deliberate leak": control}
     results.mkdir(parents=True, exist_ok=True)
-    samples = {name: dataclasses.asdict(each) for name, each in reports.items()}
+    samples = {name: dataclasses.asdict(report) for name, report in reports.items()}
     (results / "soak_samples.json").write_text(json.dumps(samples) + "\n")
     plot_memory(reports, results / "soak.png")
 

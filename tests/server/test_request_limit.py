@@ -11,7 +11,7 @@ from align_mask.face_checks import request_size_error
 from export.repository import DEFAULT_REPOSITORY, read_config
 from tests.support.face_data import photo_faces
 from tests.support.raw_requests import infer
-from tests.support.small_file_systems import run_with_small
+from tests.support.small_file_systems import run_with_small_file_system
 from triton_face_client import FaceFeatureClient
 
 LIMIT = int(read_config(DEFAULT_REPOSITORY, "align_mask").parameters["max_request_pixels"].string_value)
@@ -74,5 +74,5 @@ def test_largest_request_fits_grpc_message():
 @pytest.mark.slow
 def test_both_instances_answer_largest_requests_in_shared_memory_of_a_pod(repository: Path):
     """1 GiB, as in deploy/k8s/base/deployment.yaml; all regions keep the size of the largest request."""
-    done = run_with_small("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
+    done = run_with_small_file_system("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
     assert done.stdout == "[16, 16]\n[16, 16]\n2 regions\n", done.stdout + done.stderr
