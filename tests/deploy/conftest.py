@@ -18,6 +18,6 @@ def production(repository: Path) -> Iterator[ProductionServer]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers() -> Iterator[None]:
-    """Remove the shared memory of the servers that the last tests killed."""
+    """Remove the shared memory of servers that the tests have killed."""
     yield
     remove_leftovers()

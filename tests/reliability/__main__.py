@@ -48,7 +48,7 @@ LEAK_BYTES = 100_000
 """Deliberate leak in every dynamic batch, bytes."""
 
 SAMPLES = 180
-"""Memory samples of memory run."""
+"""Memory samples of each run."""
 
 
 def main() -> int:
@@ -85,10 +85,7 @@ def _arguments() -> argparse.Namespace:
         help="number of hostile requests (default: %(default)s)",
     )
     parser.add_argument(
-        "--rounds",
-        type=int,
-        default=ROUNDS,
-        help="repetitions of each crash and stop (default: %(default)s)",
+        "--rounds", type=int, default=ROUNDS, help="repetitions of each crash and stop (default: %(default)s)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
     return parser.parse_args()
