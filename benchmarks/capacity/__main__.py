@@ -80,7 +80,10 @@ def main() -> None:
 
 
 def find_capacity(model: PodModel, faces: int, seed: int) -> float:
-    """Return the highest rate, requests per second in steps of 5 %, at which a pod's p99 keeps the limit."""
+    """Return the capacity of one pod in requests per second: the highest rate with a p99 within the limit.
+
+    The search lowers the rate in steps of 5 %.
+    """
     rate = 1e3 * model.cores / (model.hog_request + faces * (model.align_face + model.hog_face))
     while simulate_load(model, faces, rate, CAPACITY_SECONDS, seed)["p99_ms"] > P99_LIMIT_MS:
         rate *= 0.95

@@ -33,7 +33,7 @@ def desired_replicas(replicas: int, values: np.ndarray, target: float) -> int:
 
 
 class Autoscaler:
-    """Controller of the number of pods; `spec` is a manifest's, `targets` maps metric to average value."""
+    """Autoscaler with the `spec` of a manifest; `targets` maps each metric to its target average."""
 
     def __init__(self, spec: Mapping[str, Any], targets: Mapping[str, float]) -> None:
         self.replicas = self.minimum = int(spec["minReplicas"])

@@ -35,11 +35,14 @@ def main() -> None:
     with LocalServer() as server:
         loads = [(faces, offered) for faces, rates in LOADS.items() for offered in rates]
         rows = [measure(server, *load) for load in tqdm(loads, unit="load")]
-        with urllib.request.urlopen(f"http://{server.http_url}/v2") as answer:
-            version = json.load(answer)["version"]
-    described = machine()
+        with urllib.request.urlopen(f"http://{server.http_url}/v2") as response:
+            version = json.load(response)["version"]
+    this_machine = machine()
     text = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    head = {"date": described["date"], "machine": f"{described['processor']}, {described['cores']} cores"}
+    head = {
+        "date": this_machine["date"],
+        "machine": f"{this_machine['processor']}, {this_machine['cores']} cores",
+    }
     head["server"] = f"Triton {version}"
     MEASURED.write_text(f'{json.dumps(head, indent=2)[:-2]},\n  "rows": [\n{text}\n  ]\n}}\n')
 
@@ -82,8 +85,8 @@ def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
 
 def _counters(server: LocalServer) -> dict[str, float]:
     """Return the sums of the server's counters by model and name."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as response:
+        text = response.read().decode()
     sums: dict[str, float] = {}
     for name, model, value in COUNTER.findall(text):
         sums[f"{model} {name}"] = sums.get(f"{model} {name}", 0.0) + float(value)

@@ -15,7 +15,7 @@ from export.repository import DEFAULT_REPOSITORY, read_config
 
 MEASURED = Path(__file__).parent / "measured.json"
 WINDOW_SECONDS, WINDOWS = 5, 6
-"""Length of a measurement and of each simulation of it; number of these simulations."""
+"""Length of a measurement and of each of its simulations; number of simulations of each measurement."""
 
 SPREAD = 0.7
 """`PodModel.spread`. Of 0.3, 0.5, 0.7 and 1.0 this value fits the measured ratio and p99 best."""
@@ -34,9 +34,9 @@ class PodModel:
     align_batch, align_face, hog_request, hog_face : float
         Core time of each batch, face or request, ms.
     handover : float
-        Time from the queue to an idle instance, ms, without a core. Triton counts it as queue time.
+        Time until an idle instance has a waiting request, ms; needs no core. Triton counts it as queue time.
     fixed : float
-        All other latency without a core, ms per request.
+        Other latency of a request that needs no core, ms.
     spread : float
         Relative standard deviation of a batch's core time (gamma distribution).
     cores : int
@@ -81,8 +81,9 @@ class Pod:
     """A running pod; its queues hold the arrival times of requests.
 
     An idle instance batches all waiting requests, up to the largest batch, then waits for a core; cores serve
-    batches in the order of batching. The pod appends the latency of each completed request to `latencies`.
-    `queue_ms` and `compute_ms` are sums of `align_mask`'s times over requests, like Triton's counters.
+    batches in the order in which they were formed. The pod appends each completed request's latency to
+    `latencies`. `queue_ms` and `compute_ms` are sums of `align_mask`'s times over requests, like Triton's
+    counters.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ def simulate_load(model: PodModel, faces: int, rate: float, seconds: int, seed: 
 
 
 def simulate_row(model: PodModel, row: dict[str, Any], seed: int) -> dict[str, float]:
-    """Simulate a measured row at the rate of its requests; return the means of `WINDOWS` runs."""
+    """Simulate a measured row at its request rate; return the means of `WINDOWS` runs."""
     rate = row["offered" if row["rejected"] else "answered"] / row["faces"]
     runs = [simulate_load(model, row["faces"], rate, WINDOW_SECONDS, seed + run) for run in range(WINDOWS)]
     return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}

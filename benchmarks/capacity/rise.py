@@ -48,13 +48,13 @@ class Fleet:
         self.scale(pods, ready=-RAMP_SECONDS)
 
     def scale(self, pods: int, ready: float) -> None:
-        """Add pods that are ready at a second, or remove the newest; removed pods finish their requests."""
+        """Add pods that are ready at second `ready`, or remove the newest, which finish their requests."""
         del self.members[pods:]
         while len(self.members) < pods:
             self.members.append(Member(Pod(*self._pod), ready, collections.deque(maxlen=SCRAPES)))
 
     def load(self, rate: float, until: float) -> None:
-        """Send `rate` requests per second with Poisson arrivals until a second."""
+        """Send `rate` requests per second with Poisson arrivals until the second `until`."""
         while (wait := self._rng.expovariate(rate / 1e3)) + self.clock.now < 1e3 * until:
             self.clock.run(self.clock.now + wait)
             self._attempt(self.clock.now)
@@ -100,7 +100,7 @@ def simulate_rise(
 ) -> dict[str, Any]:
     """Load a fleet with the first rate until `RISE_AT`, then with the second.
 
-    The rates are in requests per second. Returns figures of a row of `capacity.json`.
+    The rates are in requests per second. Returns the fleet's figures for `capacity.json`.
     """
     rows, completed_before_hold, metrics = [], 0, fleet.metrics()
     for second in range(0, END, SYNC_SECONDS):

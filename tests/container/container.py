@@ -161,7 +161,7 @@ class Container(contextlib.AbstractContextManager):
         ports: Ports = TRITON_PORTS,
     ) -> None:
         self._engine = engine
-        self._confinement = podman_options
+        self._podman_options = podman_options
         self._environment = environment or {}
         self._arguments = arguments
         self.ports = ports
@@ -172,7 +172,7 @@ class Container(contextlib.AbstractContextManager):
         choose_ports(self.ports)
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
         # This process is in a separate network namespace. The tests run the health check themselves.
-        options = ["--network=host", "--health-interval=disable", *self._confinement, *settings]
+        options = ["--network=host", "--health-interval=disable", *self._podman_options, *settings]
         self.name = self._engine.podman("run", "--detach", *options, IMAGE, *self._arguments)
         return self
 
@@ -225,8 +225,8 @@ class Container(contextlib.AbstractContextManager):
         """Return the status of an HTTP request."""
         request = urllib.request.Request(f"http://{HOST}:{self.ports.http}{path}", headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status
         except urllib.error.HTTPError as error:
             return error.code
 

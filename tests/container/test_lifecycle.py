@@ -116,13 +116,13 @@ class Load:
 
     Attributes
     ----------
-    answers : list of ndarray
+    outputs : list of ndarray
         HOG of each call.
     failures : list of Exception
         Exceptions that ended a caller.
     """
 
-    answers: list[np.ndarray] = dataclasses.field(default_factory=list)
+    outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
     failures: list[Exception] = dataclasses.field(default_factory=list)
 
 
@@ -136,7 +136,7 @@ def load(url: str, frames: np.ndarray, landmarks: np.ndarray, callers: int = 3) 
         with FaceFeatureClient(url, batch_size=8) as client:
             while not stopping.is_set():
                 try:
-                    results.answers.append(client.features(frames, landmarks, ["HOG"])["HOG"])
+                    results.outputs.append(client.features(frames, landmarks, ["HOG"])["HOG"])
                 except (InferenceServerException, ServiceUnavailableError, TimeoutError) as error:
                     results.failures.append(error)
                     return
@@ -165,16 +165,16 @@ def test_stop_under_load_loses_no_face(engine: Engine, podman_options: list[str]
             start = time.monotonic()
             server.send("TERM")
             assert server.wait(grace) == 0, server.log()[-2000:]
-            stopped, before = time.monotonic() - start, len(results.answers)
+            stopped, before = time.monotonic() - start, len(results.outputs)
             successors.enter_context(Container(engine, podman_options)).wait_until_ready()
             ready = time.monotonic() - start - stopped
-            wait_until(lambda: len(results.answers) > before + 10 or bool(results.failures))
-    faces = sum(len(answer) for answer in results.answers)
+            wait_until(lambda: len(results.outputs) > before + 10 or bool(results.failures))
+    faces = sum(len(output) for output in results.outputs)
     echo(f"stopped in {stopped:.1f} s, next server ready {ready:.1f} s later; {faces} faces, none lost")
     assert results.failures == []
     assert before > 0
-    for answer in results.answers:
-        np.testing.assert_array_equal(answer, expected)
+    for output in results.outputs:
+        np.testing.assert_array_equal(output, expected)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -198,7 +198,7 @@ def test_server_starts_after_each_sigkill(engine: Engine, echo: Echo):
             echo(f"a server uses {megabytes:.0f} MB; /dev/shm has {2.5 * megabytes:.0f} MB")
             kill_repeatedly(engine, podman_options, memory)
             with Container(engine, podman_options) as server:
-                assert_answers(server.wait_until_ready())
+                assert_computes_features(server.wait_until_ready())
                 assert memory.used() == 2 * server_bytes, sorted(memory.files())
                 assert regions < memory.files(), "regions of the running server"
                 server_folders = other.execute("ls", "/tmp").stdout.split()
@@ -206,7 +206,7 @@ def test_server_starts_after_each_sigkill(engine: Engine, echo: Echo):
                     "folders of killed servers remain in /tmp"
                 )
                 assert_probes(other, healthy=True)
-                assert_answers(other)
+                assert_computes_features(other)
                 server.send("TERM")
                 assert server.wait() == 0
 
@@ -220,13 +220,13 @@ def kill_repeatedly(engine: Engine, podman_options: list[str], memory: SharedMem
             if number % 2:
                 wait_until(lambda before=before: len(memory.files() - before) > 3)
             else:
-                assert_answers(server.wait_until_ready())
+                assert_computes_features(server.wait_until_ready())
             server.send("KILL")
             assert server.wait() == 137
         assert memory.files() > kept, "a killed server left no regions, so there is nothing to clean up"
 
 
-def assert_answers(server: Container) -> None:
+def assert_computes_features(server: Container) -> None:
     frames, landmarks = photo_faces(16, 753)
     with FaceFeatureClient(server.grpc_url) as client:
         assert np.isfinite(client.features(frames, landmarks)["HOG"]).all()

@@ -117,8 +117,8 @@ class ProductionServer(contextlib.AbstractContextManager):
             f"http://{HOST}:{port or self.http_port}{path}", headers=headers or {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status
         except urllib.error.HTTPError as error:
             return error.code
 

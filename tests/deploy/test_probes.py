@@ -72,8 +72,8 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        faces = [pb_utils.get_input_tensor_by_name(one, "MASKED_FACES").shape()[0] for one in requests]
-        hogs = [pb_utils.Tensor("HOG", np.zeros((count, 5408), np.float32)) for count in faces]
+        inputs = [pb_utils.get_input_tensor_by_name(request, "MASKED_FACES") for request in requests]
+        hogs = [pb_utils.Tensor("HOG", np.zeros((faces.shape()[0], 5408), np.float32)) for faces in inputs]
         return [pb_utils.InferenceResponse([hog]) for hog in hogs]
 """
 

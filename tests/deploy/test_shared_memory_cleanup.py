@@ -41,7 +41,7 @@ def serve_and_kill():
     else:
         process = start(repository)
         check(read_until_ready(process)["gRPC"])
-        kill(process.pid, *(one.pid for one in server_processes(tritonserver_pid(process))))
+        kill(process.pid, *(child.pid for child in server_processes(tritonserver_pid(process))))
         process.communicate()
 
 def check(url):

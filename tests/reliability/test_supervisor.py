@@ -26,7 +26,7 @@ from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
 
 RESTART_SECONDS = 120
-"""Time limit of a restart on a busy machine; `make chaos` measures it on an otherwise idle one."""
+"""Time limit of a restart on a busy machine; `make chaos` measures it on an idle machine."""
 
 pytestmark = pytest.mark.slow
 

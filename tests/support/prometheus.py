@@ -105,8 +105,8 @@ class Prometheus(contextlib.AbstractContextManager):
 
     def _get(self, endpoint: str, parameters: Mapping[str, object]) -> list[dict]:
         url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url) as answer:
-            return json.load(answer)["data"]["result"]
+        with urllib.request.urlopen(url) as response:
+            return json.load(response)["data"]["result"]
 
     def _is_ready(self) -> bool:
         try:
