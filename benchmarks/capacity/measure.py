@@ -42,8 +42,8 @@ def main() -> None:
     head = {
         "date": this_machine["date"],
         "machine": f"{this_machine['processor']}, {this_machine['cores']} cores",
+        "server": f"Triton {version}",
     }
-    head["server"] = f"Triton {version}"
     MEASURED.write_text(f'{json.dumps(head, indent=2)[:-2]},\n  "rows": [\n{text}\n  ]\n}}\n')
 
 

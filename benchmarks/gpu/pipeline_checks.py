@@ -207,10 +207,10 @@ def borders(job: Job) -> Rows:
         yield {
             "border": border,
             "shift in the graph": f"{BORDER_SHIFTS[border]:.4e}",
-            "shift of atan2 here": f"{shift:.4e}",
+            "shift of torch's atan2": f"{shift:.4e}",
             "width of the interval with both bins": f"{both:.1e}",
             "gradients": gx.size,
-            "other bin in the graph": int((graph != reference).sum()),
+            "gradients with another bin in the graph": int((graph != reference).sum()),
         }
 
 
@@ -244,8 +244,8 @@ def gradients_near(
     turn = generator.uniform(-HALF_WIDTH, HALF_WIDTH, shape)
     gx = (sign * length * (x - turn * y)).astype(np.float32)
     gy = (sign * length * (y + turn * x)).astype(np.float32)
-    across = sign * (gy.astype(np.float64) * x - gx.astype(np.float64) * y)
-    return gx, gy, across / length
+    distance = sign * (gy.astype(np.float64) * x - gx.astype(np.float64) * y)
+    return gx, gy, distance / length
 
 
 def upper_bin(border: str) -> int:
@@ -276,7 +276,7 @@ def bin_graph(job: Job) -> onnxruntime.InferenceSession:
 
 
 def graph_bins(bin_nodes: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
-    """Return the bins that the HOG graph gives gradients."""
+    """Return the bins of gradients in the HOG graph."""
     left, *slopes = bin_nodes.run(None, {"gx": gx, "gy": gy})
     rank = np.argmax(slopes, axis=0)
     return np.where(left == 1, 7 - rank, rank)

@@ -49,6 +49,7 @@ POOL = 256 * 2**20
 """Bytes of Triton's CUDA pool, as deploy/docker/serve.sh sets it for the profile gpu."""
 
 SMALL_POOL = 2**20
+"""Bytes of a CUDA pool that concurrent requests fill."""
 
 START_SECONDS = 60
 """Time limit for the imports of the client processes."""
@@ -60,6 +61,7 @@ REQUEST_FACES = (1, 3, 8, 32)
 """Faces per request of a concurrent comparison."""
 
 PYFEAT_FACES = 64
+"""Faces per request or call of the comparison with py-feat."""
 
 GOALS = {"message": 8000, "shared memory": 20_000}
 """Transport -> faces per second."""
@@ -180,7 +182,7 @@ def _is_correct(name: str, received: np.ndarray | None, expected: np.ndarray) ->
 
 
 def handover(job: Job) -> Rows:
-    """Compare MASKED_FACES passed to hog in host memory with GPU memory, at three pool sizes."""
+    """Check and time requests whose MASKED_FACES hog reads from host or GPU memory, with three pool sizes."""
     reference = _make_reference(job)
     on_device = _repository_with_device_handover(job.repository)
     variants = [("device", on_device, POOL)]
@@ -307,14 +309,14 @@ def _server_time(job: Job, server: LocalServer) -> Rows:
     with Clients(server, 1) as clients:
         clients.run("system", "FRAMES_UINT8", min(PYFEAT_FACES, job.size.batches[-1]), 4, job.size.seconds)
     time.sleep(METRICS_SECONDS)
-    spent = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
-    faces = spent['nv_inference_count{model="hog",version="1"}']
-    for name, value in sorted(spent.items()):
+    increase = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
+    faces = increase['nv_inference_count{model="hog",version="1"}']
+    for name, value in sorted(increase.items()):
         if match := re.fullmatch(r'align_mask_stage_seconds_total{.*stage="(\w+)".*}', name):
             yield {"part": f"align_mask: {match[1]}", "µs per face": round(1e6 * value / faces, 1)}
-        pattern = r'nv_inference_((?:queue|compute_\w+)_duration_us){model="(\w+)".*}'
+        pattern = r'nv_inference_(queue|compute_\w+)_duration_us{model="(\w+)".*}'
         if match := re.fullmatch(pattern, name):
-            yield {"part": f"{match[2]}: {match[1][:-12]}", "µs per face": round(value / faces, 1)}
+            yield {"part": f"{match[2]}: {match[1]}", "µs per face": round(value / faces, 1)}
 
 
 def _counters(server: LocalServer) -> dict[str, float]:
