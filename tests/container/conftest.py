@@ -12,7 +12,7 @@ from tests.container.engine import Echo, Engine, enter_private_network, missing_
 
 @pytest.fixture(scope="session")
 def echo(pytestconfig: pytest.Config) -> Echo:
-    """Give a function that prints a line at once, although pytest captures output."""
+    """Return a function that prints a line at once, although pytest captures output."""
     reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
@@ -26,7 +26,7 @@ def echo(pytestconfig: pytest.Config) -> Echo:
 
 @pytest.fixture(scope="session")
 def engine(echo: Echo) -> Iterator[Engine]:
-    """Give the engine with all images built; this process then runs in separate namespaces."""
+    """Yield the engine with all images built; this process then runs in separate namespaces."""
     reason = missing_requirement()
     if reason:
         pytest.skip(f"make container-check cannot run here: {reason}")
@@ -47,6 +47,6 @@ def shared_memory(engine: Engine) -> Iterator[SharedMemory]:
 
 @pytest.fixture(scope="module")
 def container(engine: Engine, shared_memory: SharedMemory) -> Iterator[Container]:
-    """Give a ready server with the manifests' settings to all tests that do not change it."""
+    """Yield a ready server with the manifests' settings to all tests that do not change it."""
     with Container(engine, pod_options(shared_memory.folder)) as running:
         yield running.wait_until_ready()

@@ -11,7 +11,7 @@ from tests.deploy.production_server import ProductionServer
 
 @pytest.fixture(scope="session")
 def production(repository: Path) -> Iterator[ProductionServer]:
-    """Give one server to all tests that do not change it."""
+    """Yield one server to all tests that do not change it."""
     with ProductionServer(repository) as server:
         yield server
 

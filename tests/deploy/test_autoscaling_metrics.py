@@ -31,7 +31,7 @@ CALLERS, IN_FLIGHT, FACES = 8, 10, 8
 
 @pytest.fixture
 def server(repository: Path) -> Iterator[ProductionServer]:
-    """Give an idle server; the rules' window must not contain load of other tests."""
+    """Yield an idle server; the rules' window must not contain load of other tests."""
     with ProductionServer(repository) as running:
         yield running
 

@@ -30,7 +30,7 @@ RESTRICTED = {
 
 @pytest.fixture(scope="module")
 def configured(repository: Path) -> Iterator[ProductionServer]:
-    """Give a server with a profile and an admin key."""
+    """Yield a server with a profile and an admin key."""
     with ProductionServer(repository, {"MODEL_CONFIG_NAME": "cpu", "ADMIN_KEY": KEY}) as server:
         yield server
 

@@ -95,7 +95,7 @@ def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind:
 
 @pytest.fixture
 def dead_prefix(tmp_path: Path) -> RegionPrefix:
-    """Give the prefix of a dead server with two regions."""
+    """Return the prefix of a dead server with two regions."""
     prefix = RegionPrefix(tmp_path)
     for number in range(2):
         (tmp_path / f"{prefix.name}{number}").write_bytes(b"region")

@@ -27,7 +27,7 @@ from tests.support.machine import machine
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 FUZZ_EXAMPLES = 12_000
-"""Examples of hostile requests: over 20,000 requests, because all but the truncated ones are sent twice."""
+"""Number of hostile requests. All but the truncated ones are sent twice: over 20,000 in all."""
 
 OVERLOAD_SECONDS = 30.0
 ROUNDS = 3
@@ -41,7 +41,7 @@ MAX_REJECTION_SECONDS = 0.1
 MAX_RECOVERY_SECONDS = 10.0
 MAX_RESTART_SECONDS = 30.0
 
-CONTROL_FRACTION = 0.1
+LEAK_RUN_FRACTION = 0.1
 """Duration of the run with the deliberate leak, as a fraction of the soak test's duration."""
 
 LEAK_BYTES = 100_000
@@ -185,15 +185,15 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         leaking = leaking_repository(DEFAULT_REPOSITORY, Path(folder), LEAK_BYTES)
         with LocalServer(leaking) as server:
-            control = soak(server, CONTROL_FRACTION * seconds, CONTROL_FRACTION * seconds / SAMPLES)
-    largest = max(control.growth_mb, key=control.growth_mb.get)
+            leak_report = soak(server, LEAK_RUN_FRACTION * seconds, LEAK_RUN_FRACTION * seconds / SAMPLES)
+    largest = max(leak_report.growth_mb, key=leak_report.growth_mb.get)
     yield Row(
-        f"control: a leak of {LEAK_BYTES} bytes per batch in align_mask is detected",
-        f"{process_name(largest)} {control.growth_mb[largest]:+.1f} MB "
-        f"in {CONTROL_FRACTION * minutes:g} minutes",
-        kept=control.growth_mb[largest] > LEAK_MB and largest.startswith("align_mask"),
+        f"a deliberate leak of {LEAK_BYTES} bytes per batch in align_mask is detected",
+        f"{process_name(largest)} {leak_report.growth_mb[largest]:+.1f} MB "
+        f"in {LEAK_RUN_FRACTION * minutes:g} minutes",
+        kept=leak_report.growth_mb[largest] > LEAK_MB and largest.startswith("align_mask"),
     )
-    reports = {"server": report, "server with a deliberate leak": control}
+    reports = {"server": report, "server with a deliberate leak": leak_report}
     results.mkdir(parents=True, exist_ok=True)
     samples = {name: dataclasses.asdict(report) for name, report in reports.items()}
     (results / "soak_samples.json").write_text(json.dumps(samples) + "\n")

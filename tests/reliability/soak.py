@@ -1,6 +1,6 @@
 """Memory of the server's processes and of /dev/shm under a mixed load over a long time.
 
-The same load on an `align_mask` with a deliberate leak is the positive control.
+The same load on an `align_mask` with a deliberate leak shows that the test detects leaks.
 """
 
 import contextlib
