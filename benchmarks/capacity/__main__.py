@@ -34,6 +34,8 @@ CAPACITY_SECONDS = 120
 """Length of each simulation that searches for a pod's capacity."""
 
 PLOTTED = ("as shipped", "ratio 0.3", "ratio 1 alone", "fixed")
+"""Names of the fleets in the picture."""
+
 SHIPPED = scaling_targets()
 FLEETS = {
     "as shipped": SHIPPED,

@@ -112,7 +112,7 @@ def simulate_rise(
         if second == HOLD_AT:
             completed_before_hold = len(fleet.latencies)
         attempts, rejections, completed = fleet.attempts, fleet.rejections, len(fleet.latencies)
-        fleet.load(rates[second >= RISE_AT], second + SYNC_SECONDS)
+        fleet.load(rates[0] if second < RISE_AT else rates[1], second + SYNC_SECONDS)
         rejected_share = (fleet.rejections - rejections) / (fleet.attempts - attempts)
         p99 = np.percentile(fleet.latencies[completed:], 99)
         rows.append((second, len(fleet.members), rejected_share, p99))

@@ -203,12 +203,12 @@ def borders(job: Job) -> Rows:
         reference = reference_bins(gx, gy, job.device)
         graph = graph_bins(bin_nodes, gx, gy)
         above = reference == upper_bin(border)
-        shift, both = measured_shift(offset, above)
+        shift, width = measured_shift(offset, above)
         yield {
             "border": border,
             "shift in the graph": f"{BORDER_SHIFTS[border]:.4e}",
             "shift of torch's atan2": f"{shift:.4e}",
-            "width of the interval with both bins": f"{both:.1e}",
+            "width of the interval with both bins": f"{width:.1e}",
             "gradients": gx.size,
             "gradients with another bin in the graph": int((graph != reference).sum()),
         }
@@ -270,9 +270,9 @@ def bin_graph(job: Job) -> onnxruntime.InferenceSession:
     """Extract from the HOG graph the nodes that compute a gradient's bin."""
     model = onnx.shape_inference.infer_shapes(build_hog_graph(CROP))
     outputs = ["one_if_left", *SLOPES]
-    part = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
-    chosen = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
-    return onnxruntime.InferenceSession(part.SerializeToString(), providers=chosen)
+    bin_model = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
+    execution_providers = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
+    return onnxruntime.InferenceSession(bin_model.SerializeToString(), providers=execution_providers)
 
 
 def graph_bins(bin_nodes: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:

@@ -85,9 +85,9 @@ def test_step_beyond_its_time_limit_is_stopped(job: Job, tmp_path: Path):
 def test_sweep_finds_the_bin_borders_of_the_graph(job: Job, border: str):
     gx, gy, offset = pipeline_checks.gradients_near(border, 8, np.random.default_rng(3))
     bins = pipeline_checks.reference_bins(gx, gy, "cpu")
-    shift, both = pipeline_checks.measured_shift(offset, bins == pipeline_checks.upper_bin(border))
+    shift, width = pipeline_checks.measured_shift(offset, bins == pipeline_checks.upper_bin(border))
     assert shift == pytest.approx(BORDER_SHIFTS[border], abs=2e-10)
-    assert both == 0
+    assert width == 0
     np.testing.assert_array_equal(pipeline_checks.graph_bins(pipeline_checks.bin_graph(job), gx, gy), bins)
 
 
