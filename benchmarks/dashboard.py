@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def panels() -> dict[str, list[str]]:
-    """Return the queries of each panel by its title, for the scraped server; without the row on GPUs."""
+    """Return the queries of each panel by its title, for the scraped server, without the GPU panels."""
     queries_by_title = {}
     for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
         queries = [target["expr"] for target in panel.get("targets", [])]
@@ -95,8 +95,8 @@ def run_phases(server: LocalServer) -> dict[str, float]:
         time.sleep(0.02)
 
     def heavy(client: FaceFeatureClient) -> None:
-        which = np.arange(40 * FACES) % 16
-        client.features(frames[which], landmarks[which])
+        repeated = np.arange(40 * FACES) % 16
+        client.features(frames[repeated], landmarks[repeated])
 
     def with_invalid_faces(client: FaceFeatureClient) -> None:
         client.features(frames, invalid, on_invalid="nan")
@@ -112,10 +112,10 @@ def run_phases(server: LocalServer) -> dict[str, float]:
         with _load(server, send, callers):
             _wait(name, seconds)
     phases["stub stopped"] = time.time()
-    stub = next(one.pid for one in server_processes(server.pid) if one.name == "align_mask")
-    os.kill(stub, signal.SIGSTOP)
+    stubs = [process.pid for process in server_processes(server.pid) if process.name == "align_mask"]
+    os.kill(stubs[0], signal.SIGSTOP)
     _wait("stub stopped", 90)
-    os.kill(stub, signal.SIGCONT)
+    os.kill(stubs[0], signal.SIGCONT)
     phases["stub continued"] = time.time()
     _wait("stub continued", 30)
     return phases
@@ -150,17 +150,17 @@ def draw(
     results: Mapping[str, list[Series]], phases: Mapping[str, float], start: float, picture: Path
 ) -> None:
     """Draw each panel, with vertical lines where phases begin."""
-    described = {
+    panel_of_title = {
         panel["title"]: panel for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     }
     figure, grid = plt.subplots(-(-len(results) // 3), 3, figsize=(15, 15), layout="constrained", sharex=True)
     for axes, (title, queries) in zip(grid.flat, results.items(), strict=True):
-        _draw_panel(axes, described[title], queries, start)
-        for began in phases.values():
-            axes.axvline(began - start, color="0.7", linewidth=0.8)
+        _draw_panel(axes, panel_of_title[title], queries, start)
+        for moment in phases.values():
+            axes.axvline(moment - start, color="0.7", linewidth=0.8)
     for axes in grid[0]:
         top = axes.secondary_xaxis("top")
-        top.set_xticks([began - start for began in phases.values()], list(phases), rotation=25, ha="left")
+        top.set_xticks([moment - start for moment in phases.values()], list(phases), rotation=25, ha="left")
     for axes in grid[-1]:
         axes.set_xlabel("seconds")
     figure.savefig(picture, dpi=90)
@@ -171,7 +171,7 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any], queries: list[Series], sta
     for target, series in zip(panel["targets"], queries, strict=True):
         shown = _by_bucket(series) if panel["type"] == "heatmap" else series
         for labels, values in shown:
-            # Of several series, leave out those that are always 0, such as most reasons of failure.
+            # Of several series, omit those that are always 0, such as most reasons of failure.
             if len(series) == 1 or values[:, 1].any():
                 axes.plot(values[:, 0] - start, values[:, 1], linewidth=1, label=_name(target, labels))
     unit = panel["fieldConfig"]["defaults"]["unit"]
@@ -187,13 +187,13 @@ def _name(target: Mapping[str, str], labels: Mapping[str, str]) -> str:
 
 
 def _by_bucket(series: Series) -> Series:
-    """Turn a histogram's cumulative counts into the counts of each bucket."""
-    ordered = sorted(series, key=lambda one: float(one[0]["le"]))
-    below = np.zeros_like(ordered[0][1][:, 1])
+    """Convert a histogram's cumulative counts into the counts of each bucket."""
+    ordered = sorted(series, key=lambda bucket: float(bucket[0]["le"]))
+    lower_count = np.zeros_like(ordered[0][1][:, 1])
     buckets = []
     for labels, values in ordered:
-        buckets.append((labels, np.stack([values[:, 0], values[:, 1] - below], axis=1)))
-        below = values[:, 1]
+        buckets.append((labels, np.stack([values[:, 0], values[:, 1] - lower_count], axis=1)))
+        lower_count = values[:, 1]
     return buckets
 
 

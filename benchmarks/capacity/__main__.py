@@ -1,4 +1,4 @@
-"""Simulate autoscalers under a rise of the load; write `capacity.json`, `.md` and `.png` into results."""
+"""Simulate autoscalers while the load rises; write `capacity.json`, `.md` and `.png` into results."""
 
 import argparse
 import concurrent.futures
@@ -19,11 +19,23 @@ from deploy.monitoring.panels import AUTOSCALER, scaling_targets
 
 RESULTS = Path(__file__).parents[1] / "results"
 SCENARIOS = ((8, 40), (8, 240), (32, 40))
-"""Faces per request; seconds until a new pod is ready: with the image on the node, on a new node."""
+"""Faces per request; seconds until a new pod is ready: 40 if its node has the image, 240 on a new node."""
 
-FITTED_FACES, RISE, P99_LIMIT_MS = 8, 3, 500.0
-SWEEP_SECONDS = 120
+FITTED_FACES = 8
+"""Faces per request of the measured rows that give the latency of an idle pod."""
+
+RISE = 3
+"""Load after the rise divided by the load before it."""
+
+P99_LIMIT_MS = 500.0
+"""Limit of the p99 latency that defines a pod's capacity."""
+
+CAPACITY_SECONDS = 120
+"""Length of each simulation that searches for a pod's capacity."""
+
 PLOTTED = ("as shipped", "ratio 0.3", "ratio 1 alone", "fixed")
+"""Names of the fleets in the picture."""
+
 SHIPPED = scaling_targets()
 FLEETS = {
     "as shipped": SHIPPED,
@@ -33,7 +45,7 @@ FLEETS = {
     "pending alone": {PENDING: SHIPPED[PENDING]},
     "fixed": None,
 }
-"""Targets of each simulated fleet; the last has no autoscaler and one pod more than the load's worth."""
+"""Targets of each simulated fleet. "fixed" has no autoscaler and one pod more than the load needs."""
 
 
 def main() -> None:
@@ -44,10 +56,10 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = json.loads(MEASURED.read_text())
     model = derive_model(measured["rows"], FITTED_FACES)
-    capacity = {faces: capacity_of(model, faces, arguments.seed) for faces, _ in SCENARIOS}
+    capacity = {faces: find_capacity(model, faces, arguments.seed) for faces, _ in SCENARIOS}
     jobs = [
-        (model, name, faces, start, capacity[faces], arguments.seed)
-        for faces, start in SCENARIOS
+        (model, name, faces, start_seconds, capacity[faces], arguments.seed)
+        for faces, start_seconds in SCENARIOS
         for name in FLEETS
     ]
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -62,30 +74,34 @@ def main() -> None:
         "fleets": fleets,
     }
     text = json.dumps(result, default=lambda value: value.tolist())
+    # Round all figures to four digits.
     result = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "capacity.json").write_text(json.dumps(result) + "\n")
     write_page(result, arguments.results)
 
 
-def capacity_of(model: PodModel, faces: int, seed: int) -> float:
-    """Return the requests per second, in steps of 5 %, up to which the p99 of one pod keeps the limit."""
+def find_capacity(model: PodModel, faces: int, seed: int) -> float:
+    """Return the capacity of one pod in requests per second: the highest rate with a p99 within the limit.
+
+    The search lowers the rate in steps of 5 %.
+    """
     rate = 1e3 * model.cores / (model.hog_request + faces * (model.align_face + model.hog_face))
-    while simulate_load(model, faces, rate, SWEEP_SECONDS, seed)["p99_ms"] > P99_LIMIT_MS:
+    while simulate_load(model, faces, rate, CAPACITY_SECONDS, seed)["p99_ms"] > P99_LIMIT_MS:
         rate *= 0.95
     return rate
 
 
 def simulate_fleet(
-    model: PodModel, name: str, faces: int, start: int, capacity: float, seed: int
+    model: PodModel, name: str, faces: int, start_seconds: int, capacity: float, seed: int
 ) -> dict[str, Any]:
     """Simulate one of `FLEETS` while its load rises from one pod's capacity to `RISE` times as much."""
     targets = FLEETS[name]
     scaler = Autoscaler(yaml.safe_load(AUTOSCALER.read_text())["spec"], targets) if targets else None
     fleet = Fleet(model, faces, scaler.replicas if scaler else RISE + 1, seed)
-    row = {"name": name, "faces": faces, "start_seconds": start}
-    row |= simulate_rise(fleet, scaler, start, (capacity, RISE * capacity))
-    if name not in PLOTTED or (faces, start) != SCENARIOS[0]:
+    row = {"name": name, "faces": faces, "start_seconds": start_seconds}
+    row |= simulate_rise(fleet, scaler, start_seconds, (capacity, RISE * capacity))
+    if name not in PLOTTED or (faces, start_seconds) != SCENARIOS[0]:
         del row["series"]
     return row
 

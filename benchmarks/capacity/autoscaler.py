@@ -12,27 +12,28 @@ from typing import Any
 import numpy as np
 
 SYNC_SECONDS, TOLERANCE = 15, 0.1
-"""Kubernetes' defaults: period of the controller, relative deviation from a target that changes nothing."""
+"""Kubernetes' defaults: period of the controller; relative deviation from a target that it ignores."""
 
 
 def desired_replicas(replicas: int, values: np.ndarray, target: float) -> int:
     """Return the number of pods that brings the mean of a metric to its target.
 
-    `values` has the metric of each pod that reports one; a starting pod reports none. Missing values count as
-    `target` when the mean is below it and as 0 otherwise. Without any value the number stays.
+    `values` has one entry for each pod that reports the metric; a starting pod does not report it. Missing
+    values count as `target` when the mean is below it and as 0 otherwise. Without any value the number of
+    pods does not change.
     """
     if len(values) == 0:
         return replicas
-    usage = np.mean(values) / target
-    assumed = target if usage < 1 else 0.0
-    cautious = (np.sum(values) + (replicas - len(values)) * assumed) / replicas / target
-    if abs(1 - cautious) <= TOLERANCE or (usage < 1) != (cautious < 1):
+    usage_ratio = np.mean(values) / target
+    missing_value = target if usage_ratio < 1 else 0.0
+    adjusted_ratio = (np.sum(values) + (replicas - len(values)) * missing_value) / replicas / target
+    if abs(1 - adjusted_ratio) <= TOLERANCE or (usage_ratio < 1) != (adjusted_ratio < 1):
         return replicas
-    return math.ceil(round(cautious * replicas, 9))
+    return math.ceil(round(adjusted_ratio * replicas, 9))
 
 
 class Autoscaler:
-    """Controller of the number of pods; `spec` is a manifest's, `targets` maps metric to average value."""
+    """Autoscaler with the `spec` of a manifest; `targets` maps each metric to its target average."""
 
     def __init__(self, spec: Mapping[str, Any], targets: Mapping[str, float]) -> None:
         self.replicas = self.minimum = int(spec["minReplicas"])
@@ -43,14 +44,15 @@ class Autoscaler:
         self._changes: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)
 
     def sync(self, now: float, values: Mapping[str, np.ndarray]) -> int:
-        """Return the number of pods wanted at `now`, in seconds, given each metric's values."""
+        """Return the number of pods at `now`, in seconds; `values` has each metric's values by its name."""
         wanted = max(
-            desired_replicas(self.replicas, values[name], goal) for name, goal in self._targets.items()
+            desired_replicas(self.replicas, values[name], target) for name, target in self._targets.items()
         )
         self._recommended.append((now, wanted))
+        # Stabilization: scale up to the lowest, down to the highest recommendation in the window.
         lowest, highest = (
-            pick(count for moment, count in self._recommended if moment > now - window or moment == now)
-            for pick, window in (
+            extreme(count for moment, count in self._recommended if moment > now - window or moment == now)
+            for extreme, window in (
                 (min, self._up["stabilizationWindowSeconds"]),
                 (max, self._down["stabilizationWindowSeconds"]),
             )

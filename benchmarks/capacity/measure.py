@@ -1,7 +1,8 @@
 """Measure one pod at many loads and write `measured.json`.
 
-`python -m benchmarks.capacity.measure` starts the embedded server; `triton-face bench` sends requests with
-Poisson arrivals from the same cores; 4 minutes. Other load on the machine falsifies the rows near the limit.
+`python -m benchmarks.capacity.measure` takes 4 minutes. It starts the embedded server; `triton-face bench`
+sends requests with Poisson arrivals from the same cores. Other load on the machine falsifies the rows near
+the limit.
 """
 
 import json
@@ -34,17 +35,23 @@ def main() -> None:
     with LocalServer() as server:
         loads = [(faces, offered) for faces, rates in LOADS.items() for offered in rates]
         rows = [measure(server, *load) for load in tqdm(loads, unit="load")]
-        with urllib.request.urlopen(f"http://{server.http_url}/v2") as answer:
-            version = json.load(answer)["version"]
-    here = machine()
+        with urllib.request.urlopen(f"http://{server.http_url}/v2") as response:
+            version = json.load(response)["version"]
+    this_machine = machine()
     text = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    head = {"date": here["date"], "machine": f"{here['processor']}, {here['cores']} cores"}
-    head["server"] = f"Triton {version}"
+    head = {
+        "date": this_machine["date"],
+        "machine": f"{this_machine['processor']}, {this_machine['cores']} cores",
+        "server": f"Triton {version}",
+    }
     MEASURED.write_text(f'{json.dumps(head, indent=2)[:-2]},\n  "rows": [\n{text}\n  ]\n}}\n')
 
 
 def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
-    """Load a server; return times in ms, rates in faces per second; queue and compute are align_mask's."""
+    """Load a server and return a row of the file.
+
+    Times are in ms, rates in faces per second. Queue, compute and pending are those of `align_mask`.
+    """
     seconds = WARM_UP_SECONDS + WINDOW_SECONDS + COOL_DOWN_SECONDS
     command = [sys.executable, "-m", "triton_face_client", "bench", "--json", "--url", server.grpc_url]
     command += ["--rate", str(offered), "--batch", str(faces), "--seconds", str(seconds)]
@@ -54,12 +61,12 @@ def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
         while time.monotonic() < end:
             time.sleep(SAMPLE_SECONDS)
             pending.append(_counters(server)["align_mask pending_request_count"])
-        grown = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
+        increase = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
         latency = json.loads(bench.communicate()[0])["latency_ms"]
-    requests = grown["align_mask request_success"]
-    queue = grown["align_mask queue_duration_us"] / 1e3
+    requests = increase["align_mask request_success"]
+    queue = increase["align_mask queue_duration_us"] / 1e3
     parts = ("input", "infer", "output")
-    compute = sum(grown[f"align_mask compute_{part}_duration_us"] for part in parts) / 1e3
+    compute = sum(increase[f"align_mask compute_{part}_duration_us"] for part in parts) / 1e3
     return {
         "faces": faces,
         "offered": offered,
@@ -68,18 +75,18 @@ def measure(server: LocalServer, faces: int, offered: int) -> dict[str, float]:
         "compute_ms": round(compute / requests, 2),
         "ratio": round(queue / compute, 2),
         "pending": round(float(np.mean(pending)), 1),
-        "batch_faces": round(requests * faces / grown["align_mask exec_count"], 1),
+        "batch_faces": round(requests * faces / increase["align_mask exec_count"], 1),
         "p50_ms": round(latency["p50"], 1),
         "p99_ms": round(latency["p99"], 1),
         # Triton 2.51 counts a rejected ensemble request twice.
-        "rejected": round(grown["ensemble request_failure"] / 2),
+        "rejected": round(increase["ensemble request_failure"] / 2),
     }
 
 
 def _counters(server: LocalServer) -> dict[str, float]:
     """Return the sums of the server's counters by model and name."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as response:
+        text = response.read().decode()
     sums: dict[str, float] = {}
     for name, model, value in COUNTER.findall(text):
         sums[f"{model} {name}"] = sums.get(f"{model} {name}", 0.0) + float(value)

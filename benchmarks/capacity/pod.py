@@ -15,18 +15,32 @@ from export.repository import DEFAULT_REPOSITORY, read_config
 
 MEASURED = Path(__file__).parent / "measured.json"
 WINDOW_SECONDS, WINDOWS = 5, 6
-"""Length of a measurement; length and number of the simulated runs that are compared with it."""
+"""Length of a measurement and of each of its simulations; number of simulations of each measurement."""
 
 SPREAD = 0.7
-"""`PodModel.spread`: of 0.3, 0.5, 0.7 and 1.0 it fits ratio and p99 best."""
+"""`PodModel.spread`. Of 0.3, 0.5, 0.7 and 1.0 this value fits the measured ratio and p99 best."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PodModel:
-    """Size of a pod; core ms of a batch, a request and a face. `hog` stands for all work after `align_mask`.
+    """Limits and service times of a pod; `hog` includes all work after `align_mask`.
 
-    A request also waits without a core: `handover` ms until an idle instance has it, which Triton counts as
-    queue time, and `fixed` ms. `spread` is a batch's relative standard deviation (gamma distribution).
+    Attributes
+    ----------
+    align_instances, hog_instances : int
+        Model instances.
+    batch_faces, queue_requests : int
+        Largest batch, and largest queue of `align_mask`.
+    align_batch, align_face, hog_request, hog_face : float
+        Core time of each batch, face or request, ms.
+    handover : float
+        Time until an idle instance has a waiting request, ms; needs no core. Triton counts it as queue time.
+    fixed : float
+        Other latency of a request that needs no core, ms.
+    spread : float
+        Relative standard deviation of a batch's core time (gamma distribution).
+    cores : int
+        Cores of the pod.
     """
 
     align_instances: int
@@ -44,7 +58,7 @@ class PodModel:
 
 
 class Clock:
-    """Simulated time in ms, and the events to come."""
+    """Simulated time in ms, and the future events."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -64,11 +78,12 @@ class Clock:
 
 
 class Pod:
-    """A running pod. A request is known by its moment of arrival.
+    """A running pod; its queues hold the arrival times of requests.
 
-    An idle instance takes all waiting requests, up to the largest batch, then waits for a core; cores serve
-    batches in this order. `latencies` collects the time of each completed request in the pod, `queue_ms` and
-    `compute_ms` sum up `align_mask`'s times over requests, as Triton's counters do.
+    An idle instance batches all waiting requests, up to the largest batch, then waits for a core; cores serve
+    batches in the order in which they were formed. The pod appends each completed request's latency to
+    `latencies`. `queue_ms` and `compute_ms` are sums of `align_mask`'s times over requests, like Triton's
+    counters.
     """
 
     def __init__(
@@ -106,13 +121,13 @@ class Pod:
             batch = self._batches.popleft()
             self._clock.after(self._work(batch[0], len(batch[1])), self._finish, *batch)
 
-    def _finish(self, stage: str, batch: list[float], taken: float) -> None:
+    def _finish(self, stage: str, batch: list[float], batched_at: float) -> None:
         self._free_cores += 1
         self._idle[stage] += 1
         handover, now = self._model.handover, self._clock.now
         if stage == "align":
-            self.queue_ms += sum(taken - arrived + handover for arrived in batch)
-            self.compute_ms += (now - taken) * len(batch)
+            self.queue_ms += sum(batched_at - arrived + handover for arrived in batch)
+            self.compute_ms += (now - batched_at) * len(batch)
             self._waiting["hog"].extend(batch)
         else:
             self._latencies.extend(now - arrived + handover + self._model.fixed for arrived in batch)
@@ -145,17 +160,18 @@ def simulate_load(model: PodModel, faces: int, rate: float, seconds: int, seed: 
 
 
 def simulate_row(model: PodModel, row: dict[str, Any], seed: int) -> dict[str, float]:
-    """Simulate a measured row at the load that arrived; return the means of `WINDOWS` runs."""
+    """Simulate a measured row at its request rate; return the means of `WINDOWS` runs."""
     rate = row["offered" if row["rejected"] else "answered"] / row["faces"]
-    runs = [simulate_load(model, row["faces"], rate, WINDOW_SECONDS, seed + one) for one in range(WINDOWS)]
+    runs = [simulate_load(model, row["faces"], rate, WINDOW_SECONDS, seed + run) for run in range(WINDOWS)]
     return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
 
 
 def derive_model(rows: list[dict[str, Any]], faces: int, cores: int = 2) -> PodModel:
-    """Derive a pod from the model configurations and measured rows; idle latency is that of `faces` faces.
+    """Derive a pod from the model configurations and measured rows.
 
-    At the lowest loads a batch is one request with a core to itself, so `align_mask`'s compute times give its
-    costs. At the highest throughput all cores are busy: the core time that `align_mask` leaves is `hog`'s.
+    At the lowest loads each batch is one request on an idle core, so `align_mask`'s compute times are core
+    times. At the highest throughput all cores are busy: `hog` uses the core time that `align_mask` does not.
+    The rows with `faces` faces per request give `handover` and `fixed`.
     """
     align, hog = (read_config(DEFAULT_REPOSITORY, name) for name in ("align_mask", "hog"))
     instances = [config.instance_group[0].count for config in (align, hog)]
@@ -164,12 +180,12 @@ def derive_model(rows: list[dict[str, Any]], faces: int, cores: int = 2) -> PodM
     high, low = ({row["faces"]: row for row in rows} for rows in (ordered, reversed(ordered)))
     sizes = sorted(high)
     align_face, align_batch = np.polyfit(sizes, [low[size]["compute_ms"] for size in sizes], 1)
-    left = [
+    hog_times = [
         1e3 * cores * size / high[size]["answered"]
         - size * (align_face + align_batch / high[size]["batch_faces"])
         for size in sizes
     ]
-    hog_face, hog_request = np.polyfit(sizes, left, 1, w=1 / np.array(left))
+    hog_face, hog_request = np.polyfit(sizes, hog_times, 1, w=1 / np.array(hog_times))
     handover = low[faces]["queue_ms"]
     fixed = low[faces]["p50_ms"] - handover - align_batch - hog_request - faces * (align_face + hog_face)
     costs = map(float, (align_batch, align_face, hog_request, hog_face, handover, fixed))

@@ -1,4 +1,4 @@
-"""A fleet under a sudden rise of the load: every request of it is simulated, with the client's retries."""
+"""Simulation of a fleet while its load rises suddenly: every request, with the client's retries."""
 
 import collections
 import dataclasses
@@ -12,16 +12,19 @@ from benchmarks.capacity.pod import Clock, Pod, PodModel
 
 RATIO, PENDING = "triton_face_queue_compute_ratio", "triton_face_pending_requests"
 RISE_AT, HOLD_AT, END = 300, 900, 1500
-"""Seconds: the load rises; the last period, in which no fleet should reject requests; the end."""
+"""Seconds at which the load rises, the last period begins and the simulation ends.
+
+In the last period no fleet should reject requests.
+"""
 
 RAMP_SECONDS = 60
-"""Until a ready pod has its share of the load: connections last 30 s, name servers cache for 30 s."""
+"""Time until a ready pod gets its full share of the load: connections and DNS caches last 30 s each."""
 
 RETRY_SECONDS, RETRY_LIMIT_SECONDS = 1, 60
-"""Mean of the client's backoff; the client gives up after the limit and the request is lost."""
+"""Mean backoff of the client; time after which the client gives up, so that the request is lost."""
 
 SCRAPES = 4
-"""Prometheus scrapes, every `SYNC_SECONDS`, within the minute over which both metrics are means."""
+"""Number of scrapes, one every `SYNC_SECONDS`, within the minute over which both metrics are averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +48,24 @@ class Fleet:
         self.scale(pods, ready=-RAMP_SECONDS)
 
     def scale(self, pods: int, ready: float) -> None:
-        """Add pods that are ready at a second, or remove the newest; removed pods finish their requests."""
+        """Add pods that are ready at second `ready`, or remove the newest, which finish their requests."""
         del self.members[pods:]
         while len(self.members) < pods:
             self.members.append(Member(Pod(*self._pod), ready, collections.deque(maxlen=SCRAPES)))
 
     def load(self, rate: float, until: float) -> None:
-        """Send `rate` requests per second with Poisson arrivals until a second."""
+        """Send `rate` requests per second with Poisson arrivals until the second `until`."""
         while (wait := self._rng.expovariate(rate / 1e3)) + self.clock.now < 1e3 * until:
             self.clock.run(self.clock.now + wait)
             self._attempt(self.clock.now)
         self.clock.run(1e3 * until)
 
     def metrics(self) -> dict[str, list[float]]:
-        """Return the autoscaler's metrics over the last minute's scrapes, of each pod that has them."""
+        """Return the autoscaler's metrics over the last minute, one value for each scraped pod."""
         scraped = [member.scrapes for member in self.members if member.scrapes]
-        grown = [np.subtract(scrapes[-1], scrapes[0]) for scrapes in scraped]
+        increases = [np.subtract(scrapes[-1], scrapes[0]) for scrapes in scraped]
         return {
-            RATIO: [queue / compute for queue, compute, _ in grown if compute > 0],
+            RATIO: [queue / compute for queue, compute, _ in increases if compute > 0],
             PENDING: [float(np.mean([pending for _, _, pending in scrapes])) for scrapes in scraped],
         }
 
@@ -85,6 +88,7 @@ class Fleet:
             self.lost += 1
 
     def _random_pod(self) -> Pod:
+        # A new pod gets a share of the load that grows from 0 during `RAMP_SECONDS`.
         while True:
             member = self._rng.choice(self.members)
             if self._rng.random() * RAMP_SECONDS < self.clock.now / 1e3 - member.ready:
@@ -94,8 +98,11 @@ class Fleet:
 def simulate_rise(
     fleet: Fleet, scaler: Autoscaler | None, start_seconds: int, rates: tuple[float, float]
 ) -> dict[str, Any]:
-    """Load a fleet with the first rate until `RISE_AT`, then with the second; requests per second."""
-    rows, held, metrics = [], 0, fleet.metrics()
+    """Load a fleet with the first rate until `RISE_AT`, then with the second.
+
+    The rates are in requests per second. Returns the fleet's figures for `capacity.json`.
+    """
+    rows, completed_before_hold, metrics = [], 0, fleet.metrics()
     for second in range(0, END, SYNC_SECONDS):
         if scaler:
             # Recording rules and adapter delay the metrics by one scrape.
@@ -103,22 +110,22 @@ def simulate_rise(
         fleet.scrape()
         metrics = fleet.metrics()
         if second == HOLD_AT:
-            held = len(fleet.latencies)
-        before = fleet.attempts, fleet.rejections, len(fleet.latencies)
-        fleet.load(rates[second >= RISE_AT], second + SYNC_SECONDS)
-        attempts, rejections = fleet.attempts - before[0], fleet.rejections - before[1]
-        p99 = np.percentile(fleet.latencies[before[2] :], 99)
-        rows.append((second, len(fleet.members), rejections / attempts, p99))
-    seconds, pods, rejected_share, p99_ms = map(np.array, zip(*rows, strict=True))
+            completed_before_hold = len(fleet.latencies)
+        attempts, rejections, completed = fleet.attempts, fleet.rejections, len(fleet.latencies)
+        fleet.load(rates[0] if second < RISE_AT else rates[1], second + SYNC_SECONDS)
+        rejected_share = (fleet.rejections - rejections) / (fleet.attempts - attempts)
+        p99 = np.percentile(fleet.latencies[completed:], 99)
+        rows.append((second, len(fleet.members), rejected_share, p99))
+    seconds, pods, rejected_shares, p99_ms = map(np.array, zip(*rows, strict=True))
     steady = pods[seconds >= HOLD_AT]
-    following = [second for second in fleet.rejecting_seconds if second < HOLD_AT]
+    before_hold = [second for second in fleet.rejecting_seconds if second < HOLD_AT]
     return {
-        "rejecting_following": len(following),
-        "rejecting_steady": len(fleet.rejecting_seconds) - len(following),
+        "rejecting_following": len(before_hold),
+        "rejecting_steady": len(fleet.rejecting_seconds) - len(before_hold),
         "lost": fleet.lost,
         "fewest_pods": steady.min(),
         "most_pods": steady.max(),
         "pod_minutes": pods.sum() * SYNC_SECONDS / 60,
-        "p99_ms": np.percentile(fleet.latencies[held:], 99),
-        "series": {"second": seconds, "pods": pods, "rejected_share": rejected_share, "p99_ms": p99_ms},
+        "p99_ms": np.percentile(fleet.latencies[completed_before_hold:], 99),
+        "series": {"second": seconds, "pods": pods, "rejected_share": rejected_shares, "p99_ms": p99_ms},
     }

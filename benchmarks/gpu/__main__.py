@@ -1,6 +1,6 @@
 """`make gpu-check`: checks and measurements on a machine with a GPU, with or without a package registry.
 
-Without a registry, run `pack` on a machine that has one: it writes the missing wheels in pieces.
+Without a registry, run `pack` on a machine with a registry: it writes the missing wheels in pieces.
 `--wheels DIR` installs them on the GPU machine. Results are written after every step.
 """
 
@@ -28,7 +28,7 @@ RESULTS = {"cuda": PROJECT / "benchmarks" / "results", "cpu": PROJECT / "build" 
 """Device -> output folder."""
 
 QUICK = {"versions": 60, "providers": 60, "parity": 120, "serving": 120, "pool": 150}
-"""Step -> time limit, seconds; the steps that find the gravest errors."""
+"""Step -> time limit, seconds; the steps that find the most serious errors."""
 
 FULL = QUICK | {
     "borders": 60,
@@ -44,7 +44,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 
 STOP_SECONDS = 20
-"""Grace for a step beyond its time limit to stop its server."""
+"""Time for a step that exceeds its time limit to stop its server."""
 
 
 def main() -> int:
@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install the pieces of this folder")
     parser.add_argument(
-        "--quick", action="store_true", help="only the steps that find the gravest errors, 2 minutes"
+        "--quick", action="store_true", help="only the steps that find the most serious errors, 2 minutes"
     )
     parser.add_argument("--steps", help="only these steps, separated by commas", metavar="NAMES")
     parser.add_argument(
@@ -116,11 +116,11 @@ def _check(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    limits = QUICK if arguments.quick else FULL
-    names = arguments.steps.split(",") if arguments.steps else list(limits)
-    unknown = ", ".join(sorted(set(names) - set(limits)))
+    time_limits = QUICK if arguments.quick else FULL
+    names = arguments.steps.split(",") if arguments.steps else list(time_limits)
+    unknown = ", ".join(sorted(set(names) - set(time_limits)))
     if unknown:
-        print(f"gpu-check: unknown step {unknown}; the steps are {', '.join(limits)}", file=sys.stderr)
+        print(f"gpu-check: unknown step {unknown}; the steps are {', '.join(time_limits)}", file=sys.stderr)
         return 1
     size = "tiny" if arguments.device == "cpu" else "quick" if arguments.quick else "full"
     gpu = torch.cuda.get_device_name(0) if arguments.device == "cuda" else None
@@ -132,7 +132,7 @@ def _check(arguments: argparse.Namespace) -> int:
         for name in names:
             print(f"{name} ...", flush=True)
             options = [name, arguments.device, size, str(repository)]
-            result["steps"][name] = _run(options, limits[name], Path(folder))
+            result["steps"][name] = _run(options, time_limits[name], Path(folder))
             _write(result, arguments.results)
     print(summary(result))
     return 0 if all_goals_reached(result) else 1
@@ -185,7 +185,7 @@ def _run(options: list[str], seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """Make the kernel terminate a step, and the step its server, when this process is killed."""
+    """Make the kernel send SIGTERM to the step when this process dies; the server ends with the step."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -67,7 +67,7 @@ def session(job: Job, model: str, profile_prefix: str | None = None) -> onnxrunt
     providers: list[object] = [CPU_PROVIDER]
     if job.device == "cuda":
         accelerators = job.config(model).optimization.execution_accelerators.gpu_execution_accelerator
-        cuda = {key: value for one in accelerators for key, value in one.parameters.items()}
+        cuda = {key: value for entry in accelerators for key, value in entry.parameters.items()}
         providers.insert(0, (CUDA_PROVIDER, {"device_id": "0", **cuda}))
     path = job.repository / model / "1" / "model.onnx"
     return onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -94,8 +94,8 @@ def providers(job: Job) -> Rows:
             for event in events
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
         ]
-        on_other = sorted({name for where, name in nodes if where != provider(job.device)})
-        counts = ", ".join(f"{count} on {where}" for where, count in Counter(w for w, _ in nodes).items())
+        on_other = sorted({name for assigned, name in nodes if assigned != provider(job.device)})
+        counts = ", ".join(f"{count} on {name}" for name, count in Counter(name for name, _ in nodes).items())
         yield check(
             f"{model}: ONNX nodes",
             f"{counts}{': ' if on_other else ''}{', '.join(on_other)}",
@@ -117,22 +117,28 @@ def compute_outputs(job: Job, frames: np.ndarray, landmarks: np.ndarray) -> Outp
 
 
 def check_faces(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crop faces from the photograph; some are blank or half blank, some jaws leave the crop."""
+    """Cut crops out of the photograph: some are blank or half blank, some jaws extend beyond the crop.
+
+    Returns
+    -------
+    frames, landmarks : ndarray
+        With the types and shapes of `photo_faces`.
+    """
     frames, landmarks = photo_faces(count, SEED)
     frames[::16] = 0
     frames[1::16, :, :, : CROP // 2] = 0
     return frames, landmarks
 
 
-def worst(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def largest_differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return each face's largest difference; NaN counts as infinite."""
     difference = np.abs(left.astype(np.float64) - right.astype(np.float64)).reshape(len(left), -1)
     return np.nan_to_num(difference, nan=np.inf).max(axis=1)
 
 
-def differing(what: str, left: np.ndarray, right: np.ndarray, limit: float = 0.0, allowed: int = 0) -> Row:
+def check_equal(what: str, left: np.ndarray, right: np.ndarray, limit: float = 0.0, allowed: int = 0) -> Row:
     """Check that at most `allowed` faces differ by more than `limit`."""
-    difference = worst(left, right)
+    difference = largest_differences(left, right)
     count = int((difference > limit).sum())
     measured = f"{count} of {len(left)} faces, largest {difference.max():.1e}"
     beyond = f" beyond {limit:g}" if limit else ""
@@ -142,41 +148,47 @@ def differing(what: str, left: np.ndarray, right: np.ndarray, limit: float = 0.0
 def parity(job: Job) -> Rows:
     """Compare the device with the CPU path and the oracles, UINT8 with FP32, single faces with batches."""
     frames, landmarks = check_faces(job.size.faces)
-    here = compute_outputs(job, frames, landmarks)
+    on_device = compute_outputs(job, frames, landmarks)
     on_cpu = compute_outputs(Job("cpu", job.size, job.repository), frames, landmarks)
     for name in EXACT:
-        yield differing(f"{name} against the CPU path", here[name], on_cpu[name])
-    few = range(job.size.oracle_faces)
-    masks = np.array([oracles.mask(here["ALIGNED_LANDMARKS"][face]) for face in few])
-    yield differing("MASK against scipy and scikit-image", here["MASK"][: len(few)], masks)
-    affines = np.array([oracles.affine(landmarks[face]) for face in few])
-    yield differing("AFFINE against float64", here["AFFINE"][: len(few)], affines, 1e-4)
+        yield check_equal(f"{name} against the CPU path", on_device[name], on_cpu[name])
+    compared = range(job.size.oracle_faces)
+    masks = np.array([oracles.mask(on_device["ALIGNED_LANDMARKS"][face]) for face in compared])
+    yield check_equal("MASK against scipy and scikit-image", on_device["MASK"][: len(compared)], masks)
+    affines = np.array([oracles.affine(landmarks[face]) for face in compared])
+    yield check_equal("AFFINE against float64", on_device["AFFINE"][: len(compared)], affines, 1e-4)
     three_percent = int(0.03 * len(frames))
     for name in ("MASKED_FACES", "HOG"):
         title = f"{name} against the CPU path"
-        yield differing(title, here[name], on_cpu[name], TOLERANCE, three_percent)
-    skimage = np.array([oracles.hog_features(here["MASKED_FACES"][face]) for face in few])
+        yield check_equal(title, on_device[name], on_cpu[name], TOLERANCE, three_percent)
+    skimage = np.array([oracles.hog_features(on_device["MASKED_FACES"][face]) for face in compared])
     title = "HOG against scikit-image on the same masked faces"
-    yield differing(title, here["HOG"][: len(few)], skimage, TOLERANCE, max(1, int(0.03 * len(few))))
-    blank = [(one["HOG"].reshape(-1, 32) == 0).all(axis=1) for one in (here, on_cpu)]
-    other = int((blank[0] != blank[1]).sum())
-    counted = f"{int(blank[0].sum())} blank blocks, {other} unlike the CPU path's"
-    yield check("HOG of blank blocks", counted, "0 like the CPU path's", other == 0 and blank[0].any().item())
+    yield check_equal(
+        title,
+        on_device["HOG"][: len(compared)],
+        skimage,
+        TOLERANCE,
+        max(1, int(0.03 * len(compared))),
+    )
+    blank = [(outputs["HOG"].reshape(-1, 32) == 0).all(axis=1) for outputs in (on_device, on_cpu)]
+    different = int((blank[0] != blank[1]).sum())
+    counted = f"{int(blank[0].sum())} blank blocks, {different} different on the CPU path"
+    yield check("HOG of blank blocks", counted, "0 different", different == 0 and blank[0].any().item())
     angles = slice(0, 3)
     title = "POSE's angles against the CPU path, radians"
-    yield differing(title, here["POSE"][:, angles], on_cpu["POSE"][:, angles], TOLERANCE)
+    yield check_equal(title, on_device["POSE"][:, angles], on_cpu["POSE"][:, angles], TOLERANCE)
     size = np.maximum(1, np.abs(on_cpu["POSE"]))
     title = "POSE's six numbers, relative"
-    yield differing(title, here["POSE"] / size, on_cpu["POSE"] / size, TOLERANCE)
+    yield check_equal(title, on_device["POSE"] / size, on_cpu["POSE"] / size, TOLERANCE)
     uint8 = as_uint8(frames)
     floats = compute_outputs(job, np.divide(uint8, 255, dtype=np.float32), landmarks)
     from_uint8 = compute_outputs(job, uint8, landmarks)
     for name in ("MASKED_FACES", "HOG"):
-        yield differing(f"{name} of UINT8 against FP32 / 255", from_uint8[name], floats[name])
-    alone = [compute_outputs(job, frames[[face]], landmarks[[face]]) for face in few[:32]]
+        yield check_equal(f"{name} of UINT8 against FP32 / 255", from_uint8[name], floats[name])
+    single_faces = [compute_outputs(job, frames[[face]], landmarks[[face]]) for face in compared[:32]]
     for name in ("MASKED_FACES", "HOG", "POSE"):
-        single = np.concatenate([one[name] for one in alone])
-        yield differing(f"{name}, single against batched", single, here[name][: len(single)])
+        single = np.concatenate([outputs[name] for outputs in single_faces])
+        yield check_equal(f"{name}, single against batched", single, on_device[name][: len(single)])
 
 
 HALF_WIDTH = 2e-6
@@ -185,20 +197,20 @@ HALF_WIDTH = 2e-6
 
 def borders(job: Job) -> Rows:
     """Compare the graph's bins with torch's atan2 on the device, on gradients around each border."""
-    steps = bin_graph(job)
+    bin_nodes = bin_graph(job)
     for border in BORDER_SHIFTS:
         gx, gy, offset = gradients_near(border, job.size.planes, np.random.default_rng(SEED))
         reference = reference_bins(gx, gy, job.device)
-        graph = graph_bins(steps, gx, gy)
+        graph = graph_bins(bin_nodes, gx, gy)
         above = reference == upper_bin(border)
-        shift, blur = measured_shift(offset, above)
+        shift, width = measured_shift(offset, above)
         yield {
             "border": border,
             "shift in the graph": f"{BORDER_SHIFTS[border]:.4e}",
-            "shift of atan2 here": f"{shift:.4e}",
-            "gradients within which atan2 goes both ways": f"{blur:.1e}",
+            "shift of torch's atan2": f"{shift:.4e}",
+            "width of the interval with both bins": f"{width:.1e}",
             "gradients": gx.size,
-            "other bin in the graph": int((graph != reference).sum()),
+            "gradients with another bin in the graph": int((graph != reference).sum()),
         }
 
 
@@ -206,6 +218,15 @@ def gradients_near(
     border: str, planes: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw float32 gradients within `HALF_WIDTH` of a border.
+
+    Parameters
+    ----------
+    border : str
+        Key of `BORDER_SHIFTS`: sign of gy and orientation in degrees, as in "downward_45".
+    planes : int
+        Number of planes of 112 x 112 gradients.
+    generator : numpy.random.Generator
+        Source of the gradients.
 
     Returns
     -------
@@ -215,7 +236,7 @@ def gradients_near(
     """
     direction, _, degrees = border.partition("_")
     sign = 1.0 if direction == "downward" else -1.0
-    # The gradient turned by 180 degrees has the same orientation.
+    # A gradient and its opposite have the same orientation.
     angle = math.radians(int(degrees))
     x, y = (round(part, 12) if abs(part) < 1e-9 else part for part in (math.cos(angle), math.sin(angle)))
     shape = (planes, 1, CROP, CROP)
@@ -223,8 +244,8 @@ def gradients_near(
     turn = generator.uniform(-HALF_WIDTH, HALF_WIDTH, shape)
     gx = (sign * length * (x - turn * y)).astype(np.float32)
     gy = (sign * length * (y + turn * x)).astype(np.float32)
-    across = sign * (gy.astype(np.float64) * x - gx.astype(np.float64) * y)
-    return gx, gy, across / length
+    distance = sign * (gy.astype(np.float64) * x - gx.astype(np.float64) * y)
+    return gx, gy, distance / length
 
 
 def upper_bin(border: str) -> int:
@@ -240,7 +261,7 @@ def reference_bins(gx: np.ndarray, gy: np.ndarray, device: str) -> np.ndarray:
 
 
 def measured_shift(offset: np.ndarray, above: np.ndarray) -> tuple[float, float]:
-    """Return how far below a border the bin changes, and the width of the interval with both bins."""
+    """Return how far below a border the bin changes and how wide the interval with both bins is, radians."""
     lowest, highest = offset[above].min(), offset[~above].max()
     return -(lowest + highest) / 2, max(0.0, highest - lowest)
 
@@ -249,14 +270,14 @@ def bin_graph(job: Job) -> onnxruntime.InferenceSession:
     """Extract from the HOG graph the nodes that compute a gradient's bin."""
     model = onnx.shape_inference.infer_shapes(build_hog_graph(CROP))
     outputs = ["one_if_left", *SLOPES]
-    cut = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
-    named = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
-    return onnxruntime.InferenceSession(cut.SerializeToString(), providers=named)
+    bin_model = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
+    execution_providers = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
+    return onnxruntime.InferenceSession(bin_model.SerializeToString(), providers=execution_providers)
 
 
-def graph_bins(steps: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
-    """Return the bins that the HOG graph gives gradients."""
-    left, *slopes = steps.run(None, {"gx": gx, "gy": gy})
+def graph_bins(bin_nodes: onnxruntime.InferenceSession, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """Return the bins of gradients in the HOG graph."""
+    left, *slopes = bin_nodes.run(None, {"gx": gx, "gy": gy})
     rank = np.argmax(slopes, axis=0)
     return np.where(left == 1, 7 - rank, rank)
 

@@ -14,7 +14,7 @@ from export.pose.origin import DEFAULT_CHECKPOINT
 from export.repository import DEFAULT_REPOSITORY
 
 Row = dict[str, str | int | float | bool | None]
-"""Column -> value. The rows of `check` fill a table of checks; other rows fill a table by their columns."""
+"""Column -> value. Rows with the same columns form a table of the page; those of `check` have its columns."""
 
 Rows = Iterator[Row]
 
@@ -33,7 +33,7 @@ class Size:
     faces : int
         Faces compared with the CPU path.
     oracle_faces : int
-        Number of these that are compared with scipy and scikit-image too.
+        Number of these faces that are also compared with scipy and scikit-image.
     planes : int
         Planes of 112 x 112 gradients at each border of the HOG bins.
     requests : int
@@ -74,7 +74,7 @@ class Job:
     repository: Path
 
     def config(self, model: str) -> model_config_pb2.ModelConfig:
-        """Read a model's configuration: the profile gpu on a GPU, else the default."""
+        """Read a model's configuration: the profile `gpu` on a GPU, else config.pbtxt."""
         name = "configs/gpu.pbtxt" if self.device == "cuda" else "config.pbtxt"
         return text_format.Parse((self.repository / model / name).read_text(), model_config_pb2.ModelConfig())
 

@@ -26,12 +26,12 @@ from align_mask.stage_clock import StageClock
 from benchmarks.gpu.pipeline_checks import (
     EXACT,
     Outputs,
+    check_equal,
     check_faces,
     compute_outputs,
-    differing,
+    largest_differences,
     provider,
     session,
-    worst,
 )
 from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Rows, check
 from benchmarks.gpu.shared_memory import TensorClient
@@ -49,9 +49,10 @@ POOL = 256 * 2**20
 """Bytes of Triton's CUDA pool, as deploy/docker/serve.sh sets it for the profile gpu."""
 
 SMALL_POOL = 2**20
+"""Bytes of a CUDA pool that concurrent requests fill."""
 
 START_SECONDS = 60
-"""Time limit for the client processes to import their packages."""
+"""Time limit for the imports of the client processes."""
 
 CONNECTIONS = 8
 """Connections of a concurrent comparison."""
@@ -60,6 +61,7 @@ REQUEST_FACES = (1, 3, 8, 32)
 """Faces per request of a concurrent comparison."""
 
 PYFEAT_FACES = 64
+"""Faces per request or call of the comparison with py-feat."""
 
 GOALS = {"message": 8000, "shared memory": 20_000}
 """Transport -> faces per second."""
@@ -94,29 +96,31 @@ def serving(job: Job) -> Rows:
         served = client.features(frames, landmarks, ENSEMBLE_OUTPUTS)
         served |= client.align(frames, landmarks, ALIGN_MASK_OUTPUTS)
         for name, expected in compute_outputs(job, frames, landmarks).items():
-            yield differing(f"{name} served against in process", served[name], expected)
-        alone = [client.features(frames[[face]], landmarks[[face]]) for face in range(8)]
+            yield check_equal(f"{name} served against in process", served[name], expected)
+        single_faces = [client.features(frames[[face]], landmarks[[face]]) for face in range(8)]
         for name in ("HOG", "POSE"):
-            single = np.concatenate([one[name] for one in alone])
-            yield differing(f"{name} served, single against batched", single, served[name][:8])
+            single = np.concatenate([outputs[name] for outputs in single_faces])
+            yield check_equal(f"{name} served, single against batched", single, served[name][:8])
 
 
 def full_cuda_pool(job: Job) -> Rows:
-    """Send concurrent requests with a CUDA pool of 1 MB: every response must be right or an error."""
+    """Send concurrent requests with a CUDA pool of 1 MB: every response must be correct or an error."""
     reference = _make_reference(job)
     with serve(job, SMALL_POOL) as server:
-        for kind in _kinds(job):
+        for transport in _transports(job):
             yield from _verdict(
-                f"pool of 1 MB, tensors in {kind}", count_responses(job, server, kind, reference)
+                f"pool of 1 MB, tensors in {transport}", count_responses(job, server, transport, reference)
             )
 
 
 def _verdict(what: str, counts: Counter[str]) -> Rows:
     measured = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
-    yield check(what, measured, "right or an error, none wrong", counts["right"] > 0 and not counts["wrong"])
+    yield check(
+        what, measured, "correct or an error, none wrong", counts["correct"] > 0 and not counts["wrong"]
+    )
 
 
-def _kinds(job: Job) -> tuple[str, ...]:
+def _transports(job: Job) -> tuple[str, ...]:
     return ("message", "system", "cuda") if job.device == "cuda" else ("message", "system")
 
 
@@ -134,12 +138,12 @@ def _make_reference(job: Job) -> Reference:
     return Reference(frames, landmarks, compute_outputs(job, frames, landmarks))
 
 
-def count_responses(job: Job, server: LocalServer, kind: str, reference: Reference) -> Counter[str]:
-    """Send requests over several connections; count right and wrong responses and errors."""
+def count_responses(job: Job, server: LocalServer, transport: str, reference: Reference) -> Counter[str]:
+    """Send requests over several connections; count correct and wrong responses and errors."""
 
-    def call(number: int) -> Counter[str]:
-        generator, counts = np.random.default_rng([SEED, number]), Counter()
-        with TensorClient(server.grpc_url, server.admin_headers, kind) as client:
+    def call(connection: int) -> Counter[str]:
+        generator, counts = np.random.default_rng([SEED, connection]), Counter()
+        with TensorClient(server.grpc_url, server.admin_headers, transport) as client:
             for _ in range(-(-job.size.requests // CONNECTIONS)):
                 counts[_request(client, reference, generator)] += 1
         return counts
@@ -160,37 +164,41 @@ def _request(client: TensorClient, reference: Reference, generator: np.random.Ge
     inputs = {"FRAMES": reference.frames[rows], "LANDMARKS": reference.landmarks[rows]}
     expected = {name: reference.outputs[name][rows] for name in outputs}
     try:
-        got = client.infer(model, inputs, expected)
+        received = client.infer(model, inputs, expected)
     except InferenceServerException:
         return "error"
-    return "right" if all(_is_right(name, got[name], expected[name]) for name in outputs) else "wrong"
+    return (
+        "correct" if all(_is_correct(name, received[name], expected[name]) for name in outputs) else "wrong"
+    )
 
 
-def _is_right(name: str, got: np.ndarray | None, expected: np.ndarray) -> bool:
-    if got is None or got.shape != expected.shape:
+def _is_correct(name: str, received: np.ndarray | None, expected: np.ndarray) -> bool:
+    if received is None or received.shape != expected.shape:
         return False
     size = np.maximum(1, np.abs(expected)) if name == "POSE" else 1
-    return bool((worst(got / size, expected / size) <= (0 if name in EXACT else TOLERANCE)).all())
+    return bool(
+        (largest_differences(received / size, expected / size) <= (0 if name in EXACT else TOLERANCE)).all()
+    )
 
 
 def handover(job: Job) -> Rows:
-    """Compare MASKED_FACES passed to hog in host memory with GPU memory, at three pool sizes."""
+    """Check and time requests whose MASKED_FACES hog reads from host or GPU memory, with three pool sizes."""
     reference = _make_reference(job)
     on_device = _repository_with_device_handover(job.repository)
     variants = [("device", on_device, POOL)]
     if job.device == "cuda":
         variants = [("host", job.repository, POOL)]
         variants += [("device", on_device, size) for size in (64 * 2**20, POOL, SMALL_POOL)]
-    for where, repository, size in variants:
+    for location, repository, size in variants:
         with serve(job, size, repository=repository) as server, Clients(server, 1) as clients:
             counts = count_responses(job, server, "message", reference)
             counts += count_responses(job, server, "system", reference)
-            yield from _verdict(f"masked faces in {where} memory, pool of {size >> 20} MB", counts)
+            yield from _verdict(f"masked faces in {location} memory, pool of {size >> 20} MB", counts)
             load = clients.run("system", "FRAMES_UINT8", job.size.batches[-1], 4, job.size.seconds)
             yield {
-                "masked faces": where,
+                "masked faces": location,
                 "pool, MB": size >> 20,
-                "faces a request": job.size.batches[-1],
+                "faces per request": job.size.batches[-1],
                 "faces/s": round(load.faces_per_second),
             }
 
@@ -199,8 +207,8 @@ def _repository_with_device_handover(repository: Path) -> Path:
     target = repository.with_name("on_device")
     shutil.copytree(repository, target)
     for path in (target / "align_mask").rglob("*.pbtxt"):
-        off = r'(key: "masked_faces_on_device"\s*value: { string_value: )"false"'
-        path.write_text(re.sub(off, r'\1"true"', path.read_text()))
+        pattern = r'(key: "masked_faces_on_device"\s*value: { string_value: )"false"'
+        path.write_text(re.sub(pattern, r'\1"true"', path.read_text()))
     return target
 
 
@@ -219,7 +227,7 @@ class Clients(contextlib.AbstractContextManager):
         """End the processes."""
         self._pool.shutdown()
 
-    def run(self, kind: str, frames_input: str, batch: int, threads: int, seconds: float) -> Load:
+    def run(self, transport: str, frames_input: str, batch: int, threads: int, seconds: float) -> Load:
         """Load the server with `threads` connections of each process.
 
         Returns
@@ -227,7 +235,7 @@ class Clients(contextlib.AbstractContextManager):
         Load
             Faces per second of all processes; the median of their p50 and the largest p99.
         """
-        shm = {"message": False, "system": True, "cuda": "cuda"}[kind]
+        shm = {"message": False, "system": True, "cuda": "cuda"}[transport]
         client, load = (shm, self._server.admin_headers), (frames_input, batch, threads, seconds)
         task = client, (self._server.grpc_url, *load)
         loads = list(self._pool.map(_client_load, [task] * self._count))
@@ -239,7 +247,7 @@ class Clients(contextlib.AbstractContextManager):
 
 
 _barriers: list[threading.Barrier] = []
-"""The barrier that all client processes wait at, kept in each of them."""
+"""In each client process, the barrier at which all client processes wait."""
 
 
 def _keep_barrier(barrier: threading.Barrier) -> None:
@@ -270,25 +278,25 @@ def speed_cuda(job: Job) -> Rows:
         yield from _sweep(job, server, "cuda", GOALS["shared memory"])
 
 
-def _sweep(job: Job, server: LocalServer, kind: str, goal: int) -> Rows:
+def _sweep(job: Job, server: LocalServer, transport: str, goal: int) -> Rows:
     """Load the server over one transport with each number of clients, frame type and faces per request."""
     best = 0.0
     for count in job.size.clients:
         with Clients(server, count) as clients:
             for frames, batch in itertools.product(("FRAMES", "FRAMES_UINT8"), job.size.batches):
-                load = clients.run(kind, frames, batch, 1 if count == 1 else 2, job.size.seconds)
+                load = clients.run(transport, frames, batch, 1 if count == 1 else 2, job.size.seconds)
                 best = max(best, load.faces_per_second)
                 yield {
                     "clients": count,
-                    "transport": kind,
+                    "transport": transport,
                     "frames": frames,
-                    "faces a request": batch,
+                    "faces per request": batch,
                     "faces/s": round(load.faces_per_second),
                     "p50, ms": round(load.p50_ms, 2),
                     "p99, ms": round(load.p99_ms, 2),
                 }
     reached = None if job.device == "cpu" else best >= goal
-    yield check(f"best faces/s over {kind}", round(best), f"at least {goal:,}", reached)
+    yield check(f"best faces/s over {transport}", round(best), f"at least {goal:,}", reached)
 
 
 METRICS_SECONDS = 2.0
@@ -301,14 +309,14 @@ def _server_time(job: Job, server: LocalServer) -> Rows:
     with Clients(server, 1) as clients:
         clients.run("system", "FRAMES_UINT8", min(PYFEAT_FACES, job.size.batches[-1]), 4, job.size.seconds)
     time.sleep(METRICS_SECONDS)
-    spent = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
-    faces = spent['nv_inference_count{model="hog",version="1"}']
-    for name, value in sorted(spent.items()):
+    increase = {name: value - before.get(name, 0.0) for name, value in _counters(server).items()}
+    faces = increase['nv_inference_count{model="hog",version="1"}']
+    for name, value in sorted(increase.items()):
         if match := re.fullmatch(r'align_mask_stage_seconds_total{.*stage="(\w+)".*}', name):
-            yield {"part": f"align_mask: {match[1]}", "µs a face": round(1e6 * value / faces, 1)}
-        pattern = r'nv_inference_((?:queue|compute_\w+)_duration_us){model="(\w+)".*}'
+            yield {"part": f"align_mask: {match[1]}", "µs per face": round(1e6 * value / faces, 1)}
+        pattern = r'nv_inference_(queue|compute_\w+)_duration_us{model="(\w+)".*}'
         if match := re.fullmatch(pattern, name):
-            yield {"part": f"{match[2]}: {match[1][:-12]}", "µs a face": round(value / faces, 1)}
+            yield {"part": f"{match[2]}: {match[1]}", "µs per face": round(value / faces, 1)}
 
 
 def _counters(server: LocalServer) -> dict[str, float]:
@@ -376,7 +384,7 @@ def memory(job: Job) -> Rows:
         with serve(job, models=(model,)) as server:
             used = _used_megabytes(job, server.pid) - before
         instances = job.instances(model)
-        yield {"model": model, "instances": instances, "MB an instance": round(used / instances)}
+        yield {"model": model, "instances": instances, "MB per instance": round(used / instances)}
     if job.device == "cuda":
         before = _used_megabytes(job, None)
         with serve(job) as server, Clients(server, 1) as clients:

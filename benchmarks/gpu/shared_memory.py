@@ -20,14 +20,14 @@ class Region:
     """Shared-memory region for one tensor, on the host or on a GPU, registered with a server."""
 
     def __init__(
-        self, connection: InferenceServerClient, headers: dict[str, str], kind: str, size: int
+        self, connection: InferenceServerClient, headers: dict[str, str], transport: str, size: int
     ) -> None:
         self.name = f"gpu_check_{uuid.uuid4().hex}"
         self._size = size
-        self._unregister = getattr(connection, f"unregister_{kind}_shared_memory")
+        self._unregister = getattr(connection, f"unregister_{transport}_shared_memory")
         self._headers = headers
-        if kind == "cuda":
-            # Imports cuda-bindings, which a machine without a GPU may lack.
+        if transport == "cuda":
+            # This import needs cuda-bindings, which a machine without a GPU may lack.
             from tritonclient.utils import cuda_shared_memory as module
 
             self._handle = module.create_shared_memory_region(self.name, size, 0)
@@ -47,9 +47,9 @@ class Region:
         """Overwrite the region with `FILL_BYTE`."""
         self.write(np.full(self._size, FILL_BYTE, np.uint8))
 
-    def read(self, kind: np.dtype, shape: list[int]) -> np.ndarray:
+    def read(self, dtype: np.dtype, shape: list[int]) -> np.ndarray:
         """Return a copy of the content."""
-        return np.array(self._module.get_contents_as_numpy(self._handle, kind, shape))
+        return np.array(self._module.get_contents_as_numpy(self._handle, dtype, shape))
 
     def close(self) -> None:
         """Unregister the region, then free its memory."""
@@ -66,14 +66,14 @@ class TensorClient(contextlib.AbstractContextManager):
         The server's gRPC endpoint.
     headers : dict of str to str
         Headers that give access to the restricted endpoints for shared memory.
-    kind : {"message", "system", "cuda"}
+    transport : {"message", "system", "cuda"}
         Location of all tensors of the requests.
     """
 
-    def __init__(self, url: str, headers: dict[str, str], kind: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str], transport: str) -> None:
         self._connection = InferenceServerClient(url)
         self._headers = headers
-        self._kind = kind
+        self._transport = transport
         self._regions: dict[tuple[str, int], Region] = {}
 
     def __exit__(self, *_exception: object) -> None:
@@ -95,7 +95,7 @@ class TensorClient(contextlib.AbstractContextManager):
         inputs_sent, requested = [], []
         for name, values in inputs.items():
             inputs_sent.append(InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)))
-            if self._kind == "message":
+            if self._transport == "message":
                 inputs_sent[-1].set_data_from_numpy(values)
             else:
                 region = self._region(name, values)
@@ -103,12 +103,12 @@ class TensorClient(contextlib.AbstractContextManager):
                 inputs_sent[-1].set_shared_memory(region.name, values.nbytes)
         for name, values in expected.items():
             requested.append(InferRequestedOutput(name))
-            if self._kind != "message":
+            if self._transport != "message":
                 region = self._region(name, values)
                 region.overwrite()
                 requested[-1].set_shared_memory(region.name, values.nbytes)
         result = self._connection.infer(model, inputs_sent, outputs=requested, client_timeout=60)
-        if self._kind == "message":
+        if self._transport == "message":
             return {name: _from_message(result, name) for name in expected}
         return {
             name: self._region(name, values).read(values.dtype, list(result.get_output(name).shape))
@@ -119,7 +119,7 @@ class TensorClient(contextlib.AbstractContextManager):
         """Return the region for a tensor of this name and size."""
         key = name, values.nbytes
         if key not in self._regions:
-            self._regions[key] = Region(self._connection, self._headers, self._kind, values.nbytes)
+            self._regions[key] = Region(self._connection, self._headers, self._transport, values.nbytes)
         return self._regions[key]
 
 

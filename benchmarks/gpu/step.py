@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu.step NAME DEVICE SIZE REPOSITORY FILE`: run one step in a separate process.
 
-A step that crashes, hangs or corrupts CUDA's state does not affect the others; its rows so far stay in FILE.
+A step that crashes, hangs or corrupts CUDA's state does not affect the others; FILE keeps its rows so far.
 """
 
 import json

@@ -81,8 +81,14 @@ def split(wheels: Path, into: Path, piece_bytes: int) -> list[Path]:
     return pieces
 
 
-def complete(pieces: Path) -> list[Path]:
-    """Return the pieces of an archive below the folder `pieces`, in their order."""
+def find_pieces(pieces: Path) -> list[Path]:
+    """Return all pieces of the archive below the folder `pieces`, in order.
+
+    Raises
+    ------
+    WheelsError
+        When a piece is missing, or the folder has pieces of no or several archives.
+    """
     found = {path.name: path for path in pieces.rglob(f"{ARCHIVE}.*-of-*")}
     counts = {name.rpartition("-of-")[2] for name in found}
     if len(counts) != 1:
@@ -96,7 +102,7 @@ def complete(pieces: Path) -> list[Path]:
 
 
 def join(pieces: list[Path], target: Path) -> None:
-    """Join the pieces to an archive and unpack it."""
+    """Join the pieces of the archive and unpack it into `target`."""
     with tempfile.TemporaryFile() as archive:
         for piece in pieces:
             archive.write(piece.read_bytes())
@@ -108,18 +114,18 @@ def join(pieces: list[Path], target: Path) -> None:
 def install(pieces: Path, work: Path) -> Path:
     """Install the wheels below `work` and return a Python that finds them before this Python's packages.
 
-    Triton's stubs take their packages from the first `python3` on PATH and do not read PYTHONPATH. So that
-    Python is a virtual environment whose .pth file names the installed folder, the client and this Python's
-    own site-packages, in this order. Installed pieces are not installed again.
+    Triton's stub processes use the packages of the first `python3` on PATH and ignore PYTHONPATH. Therefore
+    the returned Python is that of a virtual environment, whose .pth file names the installed folder, the
+    client and this Python's own site-packages, in this order. Installed pieces are not installed again.
     """
-    python, made_of = work / "venv" / "bin" / "python3", work / "pieces.txt"
-    found = complete(pieces)
+    python, installed_list = work / "venv" / "bin" / "python3", work / "pieces.txt"
+    found = find_pieces(pieces)
     sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in found)
-    if made_of.exists() and made_of.read_text() == sizes:
+    if installed_list.exists() and installed_list.read_text() == sizes:
         return python
     shutil.rmtree(work, ignore_errors=True)
     join(found, work / "wheels")
-    for folder in sorted(path for path in (work / "wheels").iterdir()):
+    for folder in sorted((work / "wheels").iterdir()):
         _pip(
             *("install", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"),
             *("--target", str(work / folder.name), *map(str, sorted(folder.glob("*.whl")))),
@@ -129,7 +135,7 @@ def install(pieces: Path, work: Path) -> Path:
     lines = [str(work / "serving"), str(PROJECT / "client" / "src")]
     lines += [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     (packages / "site-packages" / "gpu_check.pth").write_text("\n".join(lines) + "\n")
-    made_of.write_text(sizes)
+    installed_list.write_text(sizes)
     return python
 
 
@@ -139,7 +145,7 @@ def environment(work: Path) -> dict[str, str]:
 
 
 def library_path() -> str:
-    """Return LD_LIBRARY_PATH with torch's CUDA libraries, which onnxruntime-gpu needs in the stubs."""
+    """Return LD_LIBRARY_PATH with torch's CUDA libraries, which onnxruntime-gpu needs in stub processes."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec else ()
     libraries = [str(folder) for root in roots for folder in sorted(Path(root).glob("*/lib"))]

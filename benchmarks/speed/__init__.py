@@ -1,1 +1,1 @@
-"""Speed, parity and mask equality, next to py-feat."""
+"""Speed, parity and mask equality compared with py-feat."""

@@ -1,7 +1,7 @@
 """`make bench`: measure every row of the speed table in alternation with py-feat.
 
 Writes `results/bench.json`, `results/bench.md` and `results/bench.png`. PYFEAT_PYTHON names the Python of
-py-feat's environment, PERF_ANALYZER a perf_analyzer that is not on PATH.
+py-feat's environment. PERF_ANALYZER names the perf_analyzer to use; by default that on PATH.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from tests.support.machine import machine
 RESULTS = Path(__file__).parents[1] / "results"
 FACES = 500
 SEED = 2026
-SERVED_THREADS = 2
+PYFEAT_THREADS = 2
+"""Threads of py-feat next to the server."""
 
 
 def main() -> int:
@@ -30,7 +31,7 @@ def main() -> int:
     arguments = _arguments()
     if "PYFEAT_PYTHON" not in os.environ:
         print(
-            "bench: PYFEAT_PYTHON is not set: it names py-feat's Python, and `make bench` sets it",
+            "bench: PYFEAT_PYTHON, the Python of py-feat's environment, is not set: run `make bench`",
             file=sys.stderr,
         )
         return 1
@@ -52,7 +53,7 @@ def _arguments() -> argparse.Namespace:
         "--rounds",
         type=int,
         default=7,
-        help="rounds in process; through the server half as many, at least 3 (default: %(default)s)",
+        help="rounds in process; half as many, at least 3, through the server (default: %(default)s)",
     )
     parser.add_argument(
         "--memory-minutes",
@@ -79,7 +80,7 @@ def _measure(rounds: int, memory_minutes: float) -> dict[str, object]:
         result["masks"] = in_process.mask_rows(pyfeat, landmarks, rounds)
         result["growth"] = in_process.growth_rows(frames, landmarks, rounds)
         with LocalServer() as server:
-            rows = served.throughput_rows(server, load, pyfeat, SERVED_THREADS, served_rounds)
+            rows = served.throughput_rows(server, load, pyfeat, PYFEAT_THREADS, served_rounds)
             result["served"] = rows
             result["one_face"] = served.one_face(server, pyfeat, frames, landmarks, rounds)
             best = max(rows, key=lambda row: row["ratio"])

@@ -1,4 +1,4 @@
-"""Alternating measurements: each round times every call once, so that all share the machine's drift."""
+"""Alternating measurements: each round times every call once, so that drift of the machine affects all."""
 
 import time
 from collections.abc import Callable

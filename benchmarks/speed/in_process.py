@@ -1,4 +1,4 @@
-"""Speed in one process and one thread: HOG from crops and landmarks, and masks alone, next to py-feat."""
+"""Speed in one process and one thread: HOG from crops and landmarks, masks alone; compared with py-feat."""
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from benchmarks.speed.local_pipeline import LocalPipeline, align_settings
 from benchmarks.speed.pyfeat_process import PyFeat
 
 COUNTS = (1, 5, 20, 50, 200)
+"""Faces per call of `hog_rows` and `mask_rows`."""
+
 GROWTH_COUNTS = (5, 20, 50, 200, 500)
+"""Faces per call of `growth_rows`."""
 
 Row = dict[str, float | int]
 
@@ -52,7 +55,7 @@ def mask_rows(pyfeat: PyFeat, landmarks: np.ndarray, rounds: int) -> list[Row]:
 
 
 def growth_rows(frames: np.ndarray, landmarks: np.ndarray, rounds: int) -> list[Row]:
-    """Time a face at `GROWTH_COUNTS` faces per call, each size once per round."""
+    """Measure the time per face at `GROWTH_COUNTS` faces per call, each size once per round."""
     pipeline = LocalPipeline(threads=1)
     measures = {
         str(count): timed(lambda n=count: pipeline.hog(frames[:n], landmarks[:n])) for count in GROWTH_COUNTS

@@ -1,8 +1,8 @@
 """`python -m benchmarks.speed.input_data FILE.json`: real faces as input data of perf_analyzer.
 
-perf_analyzer's random data does not work: it fills FRAMES and FRAMES_UINT8, which the server rejects, and its
-landmarks do not form faces. These faces are crops of the demo's photograph in many poses and positions;
-`data/faces_uint8.json` holds 8 of them.
+perf_analyzer's random data does not work: it fills both FRAMES and FRAMES_UINT8, which the server rejects,
+and its landmarks do not form faces. These faces are crops of the demo's photograph in many poses and
+positions; `data/faces_uint8.json` holds 8 of them.
 """
 
 import argparse

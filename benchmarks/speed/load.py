@@ -26,7 +26,7 @@ INPUT_FACES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Result of a closed loop: faces per second, and latency of a request."""
+    """Result of a closed loop: faces per second, and latencies of requests."""
 
     faces_per_second: float
     p50_ms: float
@@ -34,7 +34,7 @@ class Load:
 
 
 class LoadError(RuntimeError):
-    """The load generator failed; the message ends its output."""
+    """The load generator failed; the message has the end of its output."""
 
 
 class PerfAnalyzer:
@@ -74,7 +74,7 @@ class PerfAnalyzer:
 
 
 class ProjectClient:
-    """Threads of the project's client; requests HOG and POSE. Uses more CPU than perf_analyzer.
+    """Threads of the project's client, which request HOG and POSE and use more CPU time than perf_analyzer.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class ProjectClient:
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
             loops = list(pool.map(loop, range(concurrency)))
         elapsed = max(seconds for seconds, _ in loops)
-        latencies = [one for _, many in loops for one in many]
+        latencies = [latency for _, latencies in loops for latency in latencies]
         p50, p99 = 1e3 * np.quantile(latencies, [0.5, 0.99])
         return Load(len(latencies) * batch / elapsed, float(p50), float(p99))
 

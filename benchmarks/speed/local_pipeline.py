@@ -35,15 +35,15 @@ class LocalPipeline:
             torch.from_numpy(frames), torch.from_numpy(landmarks), _REQUESTED, self.settings, StageClock()
         )
         masked = faces.outputs["MASKED_FACES"].numpy()
-        runs = range(0, len(masked), self.rows_per_run)
+        starts = range(0, len(masked), self.rows_per_run)
         features = [
             self._hog.run(None, {"MASKED_FACES": masked[first : first + self.rows_per_run]})[0]
-            for first in runs
+            for first in starts
         ]
         return np.concatenate(features)
 
     def features(self, frames: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return HOG and POSE, as the ensemble does."""
+        """Return HOG and POSE ``[N, 6]`` of the same arguments, as the ensemble does."""
         return self.hog(frames, landmarks), self._pose.run(None, {"LANDMARKS": landmarks})[0]
 
 

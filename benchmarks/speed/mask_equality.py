@@ -1,12 +1,12 @@
 """`python -m benchmarks.speed.mask_equality`: compare a million masks with those of scipy and scikit-image.
 
 Four kinds of landmark sets, a quarter each: the face of the demo's photograph, distorted, jittered and
-aligned; points spread evenly over 3 to 150 pixels around a position on or off the face; all points on 3 to
+aligned; points spread evenly over 3 to 150 pixels around a position on or off the face; all points at 3 to
 12 positions; spreads from 1 to 5,000 pixels with the ends of the jaw near the face's borders. Sets on one
 line have no hull and are drawn again.
 
 `--landmarks FILE.npz` adds real faces: `landmarks` ``[N, 68, 2]`` in pixels of any frame.
-`results/mask_equality.json` was written with both and `--output`.
+`results/mask_equality.json` is the `--output` of a run with both.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main() -> int:
     arguments = _arguments()
     seeds = range(arguments.sets // CHUNK_SETS)
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
-        counted = pool.map(_compare_seed, seeds)
-        differing = sum(tqdm(counted, total=len(seeds), unit_scale=CHUNK_SETS, unit="set"))
+        counts = pool.map(_compare_seed, seeds)
+        differing = sum(tqdm(counts, total=len(seeds), unit_scale=CHUNK_SETS, unit="set"))
     result = {
         "sets": len(seeds) * CHUNK_SETS,
         "differing": differing,

@@ -28,8 +28,8 @@ SERVED_BATCH = 100
 TOLERANCE = {"HOG": 1e-5, "POSE": 1e-5}
 """Largest accepted difference; all other outputs must be bit-identical."""
 
-LEAST_EQUAL = 0.97
-"""Share of faces whose HOG must agree; in all other outputs every face must."""
+MIN_EQUAL_FRACTION = 0.97
+"""Least fraction of faces whose HOG must be equal. All other outputs must be equal for every face."""
 
 Outputs = dict[str, np.ndarray]
 
@@ -43,13 +43,13 @@ def main() -> int:
     print(f"{len(frames)} faces          differing   largest difference   counted beyond")
     passed = True
     for name, expected in pyfeat.items():
-        answer = served[name].astype(np.float64)
-        if name == "POSE":  # the angles, in radians; Z is some 100 times as large
-            answer, expected = answer[:, :3], expected[:, :3]
-        difference = np.abs(answer - expected).reshape(len(frames), -1).max(axis=1)
+        output = served[name].astype(np.float64)
+        if name == "POSE":  # compare the angles, in radians; Z is about 100 times as large
+            output, expected = output[:, :3], expected[:, :3]
+        difference = np.abs(output - expected).reshape(len(frames), -1).max(axis=1)
         limit = TOLERANCE.get(name, 0.0)
         differing = int((difference > limit).sum())
-        allowed = int((1 - LEAST_EQUAL) * len(frames)) if name == "HOG" else 0
+        allowed = int((1 - MIN_EQUAL_FRACTION) * len(frames)) if name == "HOG" else 0
         passed &= differing <= allowed
         print(f"{name:<19} {differing:>9}   {difference.max():>18.2e}   {limit:>14g}")
     return 0 if passed else 1
@@ -76,7 +76,7 @@ def _pyfeat_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> 
 
 
 def _served_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Outputs:
-    """Serve a copy of the repository with the pose checkpoint that py-feat gets."""
+    """Serve a copy of the repository with the pose checkpoint that py-feat uses."""
     repository = shutil.copytree(DEFAULT_REPOSITORY, folder / "model_repository")
     export_pose(repository, DEFAULT_CHECKPOINT)
     batches = []

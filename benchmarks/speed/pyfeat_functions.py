@@ -1,8 +1,9 @@
 """py-feat's outputs for the faces of a file: `python pyfeat_functions.py FACES.npz WEIGHTS OUTPUTS.npz`.
 
-Runs in py-feat's environment and imports nothing of the project. Importing the package `feat` would load
-detectors, plotting and video decoding, which the compared functions do not need. Therefore `load_functions`
-registers empty packages in their place, with the few names that py-feat's image module imports.
+This script runs in py-feat's environment and does not import the project. Importing the package `feat` would
+load detectors, plotting and video decoding, which the compared functions do not need. Therefore
+`load_functions` registers empty packages in their place, with the few names that py-feat's image module
+imports.
 """
 
 import importlib.util

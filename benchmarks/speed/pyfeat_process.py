@@ -1,4 +1,4 @@
-"""Py-feat in a separate process and environment; that process times its calls itself."""
+"""py-feat in a separate process and environment; that process measures its own calls."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class PyFeat:
         command = {"call": call, "count": count, "threads": threads, "seconds": CALL_SECONDS}
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
+        line = self._process.stdout.readline()
+        if not line:
             raise PyFeatError("py-feat's process ended; its error output is above")
-        return float(np.median(json.loads(answer)))
+        return float(np.median(json.loads(line)))

@@ -1,8 +1,8 @@
-"""Time py-feat's functions where py-feat is installed; started by `pyfeat_process.py`.
+"""Time py-feat's functions in py-feat's environment; started by `pyfeat_process.py`.
 
-Reads one JSON object per line, ``{"call": NAME, "count": N, "seconds": S, "threads": T}``: repeats the call
-for S seconds on the first N faces of the file named on the command line, and writes the seconds of each
-repetition as a JSON list.
+The worker reads one JSON object per line, ``{"call": NAME, "count": N, "seconds": S, "threads": T}``. It
+repeats the call for S seconds on the first N faces of the file named on the command line, and writes the
+seconds of each repetition as a JSON list.
 """
 
 import importlib

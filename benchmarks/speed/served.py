@@ -1,4 +1,4 @@
-"""Speed through a real server over gRPC, next to py-feat in process: throughput, latency, CPU, memory."""
+"""Speed through a real server over gRPC, against py-feat in process: throughput, latency, CPU, memory."""
 
 import time
 
@@ -25,6 +25,7 @@ LOAD_SECONDS = 5.0
 """Length of each measurement."""
 
 MEMORY_BATCHES = (1, 8, 32, 64, 128)
+"""Faces per request of the loads between two samples of memory."""
 
 
 def throughput_rows(
@@ -67,8 +68,8 @@ def _throughput_row(
         "concurrency": concurrency,
         "faces_per_second": 1 / float(np.median(seconds["service"])),
         # `alternate` does not count the first round.
-        "p50_ms": float(np.median([one.p50_ms for one in loads[1:]])),
-        "p99_ms": float(np.median([one.p99_ms for one in loads[1:]])),
+        "p50_ms": float(np.median([result.p50_ms for result in loads[1:]])),
+        "p99_ms": float(np.median([result.p99_ms for result in loads[1:]])),
         "pyfeat_faces_per_second": 1 / float(np.median(seconds["pyfeat"])),
         "ratio": median_ratio(seconds["pyfeat"], seconds["service"]),
     }
@@ -104,7 +105,10 @@ def cpu_cost(
     best: Row,
     rounds: int,
 ) -> Row:
-    """Compare CPU time per face of the server's processes with the same computation in this process."""
+    """Compare CPU time per face of the server's processes with the same computation in this process.
+
+    `best` is the row of `throughput_rows` whose load is repeated.
+    """
     pipeline = LocalPipeline(threads=1)
     batch = int(best["batch"])
     faces = np.resize(frames, (batch, *frames.shape[1:])), np.resize(landmarks, (batch, 68, 2))
@@ -137,7 +141,7 @@ def cpu_cost(
 
 
 def memory_rows(server: LocalServer, load: PerfAnalyzer | ProjectClient, minutes: float) -> list[Row]:
-    """Sample the memory of the server's processes and of /dev/shm while the batch size changes."""
+    """Sample the memory of the server's processes and of /dev/shm under loads of changing batch size."""
     rows: list[Row] = []
     start = time.monotonic()
     with tqdm(total=round(60 * minutes), desc="memory", unit="s") as progress:

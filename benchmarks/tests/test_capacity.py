@@ -1,4 +1,4 @@
-"""The capacity simulation: Kubernetes' scaling rules by hand, queues against formulas, the written page."""
+"""The capacity simulation: scaling against Kubernetes' examples, queues against formulas, the page."""
 
 import json
 import math
@@ -34,12 +34,12 @@ def one_server(**changes: object) -> PodModel:
 
 
 def simulate_utilization(model: PodModel, load: float, seed: int) -> dict[str, float]:
-    """Simulate 300 s with arrivals that need `load` servers."""
+    """Simulate 300 s with an offered load of `load` Erlang: the mean number of servers that it needs."""
     return simulate_load(model, 1, 1e3 * load / SERVICE_MS, 300, seed)
 
 
 def test_queue_with_constant_service_time():
-    """M/D/1: the mean wait is load / (2 (1 - load)) services (Pollaczek and Khinchine); Little's law."""
+    """M/D/1: the mean wait is load / (2 (1 - load)) service times; Little's law gives the queue length."""
     load = 0.7
     run = simulate_utilization(one_server(), load, seed=1)
     waiting = load / (2 * (1 - load))
@@ -50,9 +50,9 @@ def test_queue_with_constant_service_time():
 @pytest.mark.parametrize("load", [0.8, 1.5])
 def test_rejections_of_a_bounded_queue(load: float):
     """M/M/1/K rejects (1 - load) load^K / (1 - load^(K + 1))."""
-    places = 5
-    run = simulate_utilization(one_server(queue_requests=places - 1, spread=1.0), load, seed=2)
-    expected = (1 - load) * load**places / (1 - load ** (places + 1))
+    capacity = 5
+    run = simulate_utilization(one_server(queue_requests=capacity - 1, spread=1.0), load, seed=2)
+    expected = (1 - load) * load**capacity / (1 - load ** (capacity + 1))
     assert run["rejected_share"] == pytest.approx(expected, rel=0.08)
 
 
@@ -96,11 +96,11 @@ def test_every_accepted_request_completes():
         # Within the tolerance of a tenth nothing changes.
         (10, [1.09] * 10, 1.0, 10),
         (10, [0.91] * 10, 1.0, 10),
-        # On the way up two missing values count as 0: (4 + 4) / 4 = 2.
+        # Above the target two missing values count as 0: (4 + 4) / 4 = 2.
         (4, [4.0, 4.0], 1.0, 8),
-        # Where that reverses the direction nothing changes: 1.2 / 10.
+        # If missing values as 0 reverse the direction, nothing changes: 1.2 / 10 < 1.
         (10, [1.2], 1.0, 10),
-        # On the way down they count as the target: (0.2 + 0.2 + 1 + 1) / 4 = 0.6.
+        # Below the target they count as the target: (0.2 + 0.2 + 1 + 1) / 4 = 0.6.
         (4, [0.2, 0.2], 1.0, 3),
         (4, [], 1.0, 4),
     ],
@@ -129,12 +129,12 @@ def sync_at_load(scaler: Autoscaler, moments: range, load: float) -> list[int]:
 
 
 def test_scale_up_follows_the_larger_policy_up_to_the_maximum():
-    """2 may become max(4, 6) in a minute, 6 then max(12, 10), 12 then 24, limited to 20."""
+    """In a minute 2 pods may become max(4, 6), 6 become max(12, 10), and 12 become 24, limited to 20."""
     assert sync_at_load(autoscaler(), range(0, 195, 15), load=1000.0) == [6] * 4 + [12] * 4 + [20] * 5
 
 
 def test_scale_down_waits_for_the_window_and_follows_the_policy():
-    """The recommendation of 20 counts until it is 300 s old; then 2 pods per minute leave."""
+    """The recommendation of 20 counts until it is 300 s old; then 2 pods per minute are removed."""
     scaler = autoscaler()
     sync_at_load(scaler, range(0, 165, 15), load=20.0)
     assert sync_at_load(scaler, range(165, 585, 15), load=4.0)[18:] == [20] + [18] * 4 + [16] * 4 + [14]
@@ -163,7 +163,7 @@ def test_missing_metric_prevents_scale_down_but_not_scale_up():
         assert scaler.sync(moment, {"one": one, "other": []}) == wanted
 
 
-def test_shipped_manifest_and_targets_fit_the_autoscaler():
+def test_autoscaler_reads_the_shipped_manifest_and_targets():
     spec = yaml.safe_load(AUTOSCALER.read_text())["spec"]
     scaler = Autoscaler(spec, scaling_targets())
     loaded = {name: [2 * target] * scaler.replicas for name, target in scaling_targets().items()}

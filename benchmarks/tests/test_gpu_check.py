@@ -65,10 +65,10 @@ def test_without_gpu_reports_one_line_and_writes_nothing(tmp_path: Path):
 
 
 def test_failed_step_keeps_its_rows_and_reason(job: Job, tmp_path: Path):
-    half = tmp_path / "repository"
-    half.mkdir()
-    (half / "hog").symlink_to(job.repository / "hog")
-    step = _run(["providers", "cpu", "tiny", str(half)], 60, tmp_path)
+    incomplete = tmp_path / "repository"
+    incomplete.mkdir()
+    (incomplete / "hog").symlink_to(job.repository / "hog")
+    step = _run(["providers", "cpu", "tiny", str(incomplete)], 60, tmp_path)
     assert step["state"] == "failed"
     assert [row["what"] for row in step["rows"]] == ["warp: device", "hog: ONNX nodes"]
     assert "pose_mlp" in step["error"]
@@ -82,17 +82,17 @@ def test_step_beyond_its_time_limit_is_stopped(job: Job, tmp_path: Path):
 
 
 @pytest.mark.parametrize("border", BORDER_SHIFTS)
-def test_sweep_finds_the_known_bin_borders(job: Job, border: str):
+def test_sweep_finds_the_bin_borders_of_the_graph(job: Job, border: str):
     gx, gy, offset = pipeline_checks.gradients_near(border, 8, np.random.default_rng(3))
     bins = pipeline_checks.reference_bins(gx, gy, "cpu")
-    shift, blur = pipeline_checks.measured_shift(offset, bins == pipeline_checks.upper_bin(border))
+    shift, width = pipeline_checks.measured_shift(offset, bins == pipeline_checks.upper_bin(border))
     assert shift == pytest.approx(BORDER_SHIFTS[border], abs=2e-10)
-    assert blur == 0
+    assert width == 0
     np.testing.assert_array_equal(pipeline_checks.graph_bins(pipeline_checks.bin_graph(job), gx, gy), bins)
 
 
-@pytest.mark.parametrize("kind", ["message", "system"])
-def test_counts_wrong_and_rejected_responses(job: Job, server: LocalServer, kind: str):
+@pytest.mark.parametrize("transport", ["message", "system"])
+def test_counts_wrong_and_rejected_responses(job: Job, server: LocalServer, transport: str):
     """Every request includes HOG or MASKED_FACES, so no response can match when both are altered."""
     reference = server_checks._make_reference(job)
     altered = {
@@ -100,17 +100,21 @@ def test_counts_wrong_and_rejected_responses(job: Job, server: LocalServer, kind
         for name, values in reference.outputs.items()
     }
     altered_reference = dataclasses.replace(reference, outputs=altered)
-    assert server_checks.count_responses(job, server, kind, altered_reference) == {"wrong": job.size.requests}
+    assert server_checks.count_responses(job, server, transport, altered_reference) == {
+        "wrong": job.size.requests
+    }
     invalid_reference = dataclasses.replace(reference, landmarks=np.full_like(reference.landmarks, np.nan))
-    assert server_checks.count_responses(job, server, kind, invalid_reference) == {"error": job.size.requests}
+    assert server_checks.count_responses(job, server, transport, invalid_reference) == {
+        "error": job.size.requests
+    }
 
 
 def test_empty_output_counts_as_wrong():
     features = np.ones((2, 5408), np.float32)
-    assert server_checks._is_right("HOG", features, features)
-    assert not server_checks._is_right("HOG", None, features)
-    assert not server_checks._is_right("HOG", np.empty(0, np.float32), features)
-    assert not server_checks._is_right("HOG", np.full_like(features, np.nan), features)
+    assert server_checks._is_correct("HOG", features, features)
+    assert not server_checks._is_correct("HOG", None, features)
+    assert not server_checks._is_correct("HOG", np.empty(0, np.float32), features)
+    assert not server_checks._is_correct("HOG", np.full_like(features, np.nan), features)
 
 
 def test_device_handover_is_set_in_a_copy_of_the_repository(job: Job):
@@ -123,7 +127,7 @@ def test_device_handover_is_set_in_a_copy_of_the_repository(job: Job):
     assert job.config("align_mask").parameters["masked_faces_on_device"].string_value == "false"
 
 
-# A wheel of an installed package, with another version.
+# A wheel of an installed package in another version.
 OTHER_TQDM = {
     "tqdm/__init__.py": '__version__ = "99"\n' + "# padding\n" * 5000,
     "tqdm-99.dist-info/METADATA": "Metadata-Version: 2.1\nName: tqdm\nVersion: 99\n",
@@ -176,7 +180,7 @@ def pieces(tmp_path: Path) -> Path:
 
 
 def test_triton_stub_imports_the_installed_wheels(pieces: Path, tmp_path: Path):
-    """The stub ignores PYTHONPATH; it must find the wheels through the .pth file of its Python."""
+    """The stub process ignores PYTHONPATH; it must find the wheels through the .pth file of its Python."""
     python = install(pieces, tmp_path / "work")
     model = tmp_path / "models" / "version" / "1" / "model.py"
     model.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The benchmarks measure the service's computation, count its faces correctly and match their pages."""
+"""The benchmarks measure the service's computation and count its faces; the pages match the results."""
 
 import base64
 import json
@@ -23,9 +23,9 @@ FOLDER = Path(benchmarks.__file__).parent
 def test_local_pipeline_is_bit_identical_to_the_service(client: FaceFeatureClient):
     frames, landmarks = photo_faces(21, 91)
     hog, pose = LocalPipeline(threads=1).features(frames, landmarks)
-    answers = client.features(frames, landmarks)
-    np.testing.assert_array_equal(hog, answers["HOG"])
-    np.testing.assert_array_equal(pose, answers["POSE"])
+    outputs = client.features(frames, landmarks)
+    np.testing.assert_array_equal(hog, outputs["HOG"])
+    np.testing.assert_array_equal(pose, outputs["POSE"])
 
 
 def test_server_accepts_the_perf_analyzer_input_data(client: FaceFeatureClient):
@@ -34,14 +34,14 @@ def test_server_accepts_the_perf_analyzer_input_data(client: FaceFeatureClient):
     tensors = {
         name: np.stack(
             [
-                np.frombuffer(base64.b64decode(step[name]["b64"]), dtype=kind).reshape(step[name]["shape"])
+                np.frombuffer(base64.b64decode(step[name]["b64"]), dtype=dtype).reshape(step[name]["shape"])
                 for step in steps
             ]
         )
-        for name, kind in (("FRAMES_UINT8", np.uint8), ("LANDMARKS", "<f4"))
+        for name, dtype in (("FRAMES_UINT8", np.uint8), ("LANDMARKS", "<f4"))
     }
-    answers = client.features(tensors["FRAMES_UINT8"], tensors["LANDMARKS"])
-    assert len({row.tobytes() for row in answers["HOG"]}) == len(steps)
+    outputs = client.features(tensors["FRAMES_UINT8"], tensors["LANDMARKS"])
+    assert len({row.tobytes() for row in outputs["HOG"]}) == len(steps)
 
 
 @pytest.mark.parametrize("frames_input", ["FRAMES", "FRAMES_UINT8"])

@@ -19,7 +19,7 @@ from skimage.data import astronaut
 
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
-from tests.support.film_files import FAILED_ROW, FLAT_ROW, FRAMES, NAN_ROW, write_film, write_table
+from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_film, write_table
 from triton_face_client import FaceFeatureClient, subject_pose
 from triton_face_client.cli import main
 from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_boxes
@@ -81,16 +81,16 @@ def test_run_writes_features_of_video_and_openface_table(run: Run, folder: Path,
     assert table["input"].to_pylist() == [str(folder / "film.avi")] * FRAMES
     assert table["frame"].to_pylist() == list(range(FRAMES))
     features = read_hog(out)
-    invalid = [FAILED_ROW, NAN_ROW, FLAT_ROW]
+    invalid = [FAILED_ROW, NAN_ROW, LINE_ROW]
     valid = np.setdiff1d(np.arange(FRAMES), invalid)
     assert np.isnan(features[invalid]).all()
     reasons = table["refused"].to_pylist()
     assert [row for row, reason in enumerate(reasons) if reason] == invalid
-    assert "points on one line" in reasons[FLAT_ROW]
+    assert "points on one line" in reasons[LINE_ROW]
 
     pose = np.stack([table[name].to_numpy() for name in ("Pitch", "Roll", "Yaw", "X", "Y", "Z")], axis=1)
     np.testing.assert_array_equal(pose[valid], subject_pose(client.pose(faces.landmarks[valid])))
-    assert np.isfinite(pose[FLAT_ROW]).all(), "pose does not need a hull"
+    assert np.isfinite(pose[LINE_ROW]).all(), "pose does not need a hull"
     with FrameReader([folder / "film.avi"], apply_exif=True) as reader:
         for row in valid:
             boxes = landmark_boxes(faces.landmarks[[row]])

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.support.film_files import FAILED_ROW, FLAT_ROW, FRAMES, NAN_ROW, write_film, write_table
+from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_film, write_table
 from triton_face_client import FaceFeatureClient
 from triton_face_client.cli import plot as plot_module
 from triton_face_client.cli.plot import PlotReport, plot
@@ -51,11 +51,11 @@ def test_sheet_shows_reason_of_each_row_without_features(
     assert [face.row for face in sheet_faces] == list(range(FRAMES))
     assert [face.location for face in sheet_faces[:2]] == ["film.avi, frame 0", "film.avi, frame 1"]
     without_features = {face.row: face for face in sheet_faces if face.outputs is None}
-    assert set(without_features) == {FAILED_ROW, NAN_ROW, FLAT_ROW}
+    assert set(without_features) == {FAILED_ROW, NAN_ROW, LINE_ROW}
     assert "no landmarks" in without_features[FAILED_ROW].reason
     assert without_features[FAILED_ROW].crop is None
-    assert "points on one line" in without_features[FLAT_ROW].reason
-    assert without_features[FLAT_ROW].crop.shape == (3, 112, 112)
+    assert "points on one line" in without_features[LINE_ROW].reason
+    assert without_features[LINE_ROW].crop.shape == (3, 112, 112)
 
 
 def test_head_axes_fit_the_aligned_face(

@@ -6,12 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.local.server import PROJECT
 from deploy.local.wheel import PYTHON_BASED_BACKENDS, find_triton
-from tests.container.engine import FOLDER, Engine, Say, debian_mirror
+from tests.container.engine import FOLDER, Echo, Engine, debian_mirror
 
 BASE = "localhost/tritonserver"
 IMAGE = "localhost/triton-face-features:check"
@@ -24,21 +23,21 @@ HERE = Path(__file__).resolve().parent
 
 
 def triton_version() -> str:
-    """Return the Makefile's tag of the base image."""
+    """Return the tag of the base image in the Makefile."""
     return re.search(r"^TRITON_VERSION \?= (\S+)", (PROJECT / "Makefile").read_text(), re.MULTILINE)[1]
 
 
-def build_base(engine: Engine, say: Say) -> str:
+def build_base(engine: Engine, echo: Echo) -> str:
     """Build the base image unless it is cached; return its digest."""
     context = FOLDER / "base"
     context.mkdir(parents=True, exist_ok=True)
     if not (context / "debian.tar").exists():
-        say(f"unpacking Debian {RELEASE} for the base image, about a minute")
+        echo(f"unpacking Debian {RELEASE} for the base image, about a minute")
         _make_debian(engine, context / "debian.tar")
-    _lay_out_triton(context / "tritonserver")
+    _copy_triton(context / "tritonserver")
     shutil.copy2(HERE / "nvidia_entrypoint.sh", context)
     name = f"{BASE}:{triton_version()}"
-    say("building the base image")
+    echo("building the base image")
     command = [
         "buildah",
         "build",
@@ -53,7 +52,7 @@ def build_base(engine: Engine, say: Say) -> str:
     return engine.inspect_image(name)["Digest"]
 
 
-def build_images(engine: Engine, digest: str, say: Say) -> None:
+def build_images(engine: Engine, digest: str, echo: Echo) -> None:
     """Run `make image` and `make perf-image` with buildah instead of Docker."""
     engine.podman("tag", f"{BASE}:{triton_version()}", f"{BASE}:{triton_version()}-sdk")
     commands = FOLDER / "bin"
@@ -63,19 +62,19 @@ def build_images(engine: Engine, digest: str, say: Say) -> None:
     docker.chmod(0o755)
     make = ["env", f"PATH={commands}:{engine.environment['PATH']}", "make"]
     log = _new_log("image")
-    say(f"make image: five minutes if no layer is cached; log: {log.relative_to(PROJECT)}")
-    given = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}", f"IMAGE={IMAGE}"]
-    engine.run(*make, "image", *given, log=log)
-    say("make perf-image")
-    given = [f"TRITON_IMAGE={BASE}", f"TRITON_SDK_DIGEST={digest}", f"PERF_IMAGE={PERF_IMAGE}"]
-    engine.run(*make, "perf-image", *given, log=_new_log("perf-image"))
+    echo(f"make image: five minutes if no layer is cached; log: {log.relative_to(PROJECT)}")
+    variables = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}", f"IMAGE={IMAGE}"]
+    engine.run(*make, "image", *variables, log=log)
+    echo("make perf-image")
+    variables = [f"TRITON_IMAGE={BASE}", f"TRITON_SDK_DIGEST={digest}", f"PERF_IMAGE={PERF_IMAGE}"]
+    engine.run(*make, "perf-image", *variables, log=_new_log("perf-image"))
 
 
 def pip_settings() -> list[str]:
     """Return options of buildah that apply this machine's pip settings during the build only.
 
-    Files and folders in these settings are mounted at the same path. The index of a `file://` address is
-    mounted with its parent folder, because its links may point there.
+    Files and folders in these settings are mounted at the same path. For an index with a `file://` address
+    the parent folder is mounted, because links of the index may point there.
     """
     listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
     settings = dict(re.findall(r"^\S+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
@@ -95,14 +94,14 @@ def _make_debian(engine: Engine, archive: Path) -> None:
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(DEBIAN_PACKAGES)}", RELEASE, folder]
     engine.run(*command, debian_mirror(), log=_new_log("debootstrap"))
     unfinished = archive.with_suffix(".part")
-    without = ["./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*", "./var/log/*"]
-    command = ["tar", "--numeric-owner", *(f"--exclude={one}" for one in without), "-C", folder]
+    excluded = ["./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*", "./var/lib/apt/lists/*", "./var/log/*"]
+    command = ["tar", "--numeric-owner", *(f"--exclude={pattern}" for pattern in excluded), "-C", folder]
     engine.run(*command, "-cf", unfinished, ".")
     unfinished.rename(archive)
     shutil.rmtree(folder)
 
 
-def _lay_out_triton(target: Path) -> None:
+def _copy_triton(target: Path) -> None:
     """Copy the server to the paths of NVIDIA's image, with the Python-based ONNX Runtime backend."""
     shutil.rmtree(target, ignore_errors=True)
     triton = find_triton()
@@ -115,13 +114,8 @@ def _lay_out_triton(target: Path) -> None:
     shutil.copy2(stub, target / "backends/python")
     runtime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}\n"
     (target / "backends/onnxruntime/requirements.txt").write_text(runtime)
-    for path in _everything(target):
+    for path in [target, *target.rglob("*")]:
         path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-
-
-def _everything(folder: Path) -> Iterator[Path]:
-    yield folder
-    yield from folder.rglob("*")
 
 
 def _new_log(name: str) -> Path:

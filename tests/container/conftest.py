@@ -7,12 +7,12 @@ import pytest
 
 from tests.container.base import build_base, build_images
 from tests.container.container import Container, SharedMemory, pod_options
-from tests.container.engine import Engine, Say, enter_private_network, missing_requirement
+from tests.container.engine import Echo, Engine, enter_private_network, missing_requirement
 
 
 @pytest.fixture(scope="session")
-def say(pytestconfig: pytest.Config) -> Say:
-    """Give a function that prints a line at once, despite pytest's capturing."""
+def echo(pytestconfig: pytest.Config) -> Echo:
+    """Return a function that prints a line at once, although pytest captures output."""
     reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
@@ -25,15 +25,15 @@ def say(pytestconfig: pytest.Config) -> Say:
 
 
 @pytest.fixture(scope="session")
-def engine(say: Say) -> Iterator[Engine]:
-    """Give the engine with all images built, and move this process into its own namespaces."""
+def engine(echo: Echo) -> Iterator[Engine]:
+    """Yield the engine with all images built; this process then runs in separate namespaces."""
     reason = missing_requirement()
     if reason:
         pytest.skip(f"make container-check cannot run here: {reason}")
-    # `timeout` sends SIGTERM. Handled like Ctrl-C, it lets the fixtures remove their containers.
+    # SIGTERM, from `timeout`, raises KeyboardInterrupt, so that the fixtures remove their containers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    running = Engine(say)
-    build_images(running, build_base(running, say), say)
+    running = Engine(echo)
+    build_images(running, build_base(running, echo), echo)
     enter_private_network()
     yield running
     running.podman("rm", "--all", "--force", "--time=0")
@@ -47,6 +47,6 @@ def shared_memory(engine: Engine) -> Iterator[SharedMemory]:
 
 @pytest.fixture(scope="module")
 def container(engine: Engine, shared_memory: SharedMemory) -> Iterator[Container]:
-    """Give a ready server with the manifests' settings to all tests that do not change it."""
+    """Yield a ready server with the manifests' settings to all tests that do not change it."""
     with Container(engine, pod_options(shared_memory.folder)) as running:
         yield running.wait_until_ready()

@@ -14,7 +14,7 @@ from deploy.local.ports import HOST, Ports, choose_ports
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import Process, server_processes
 from tests.container.base import IMAGE
-from tests.container.engine import ROOM, Engine
+from tests.container.engine import MOUNT_POINT, Engine
 
 DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
 COMPOSE = PROJECT / "deploy" / "docker" / "compose.yaml"
@@ -97,7 +97,7 @@ class SharedMemory(contextlib.AbstractContextManager):
     Parameters
     ----------
     size : str, optional
-        Size in mount's format; by default that of the manifests.
+        Size in the format of `mount`; by default the volume's size in the manifests.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class SharedMemory(contextlib.AbstractContextManager):
 
     def __enter__(self) -> "SharedMemory":
         """Mount it."""
-        self.folder = ROOM / f"shm-{time.monotonic_ns()}"
+        self.folder = MOUNT_POINT / f"shm-{time.monotonic_ns()}"
         self.folder.mkdir()
         group = pod()["securityContext"]["fsGroup"]
         options = f"size={self._size},mode=2777,gid={group}"
@@ -142,7 +142,7 @@ class Container(contextlib.AbstractContextManager):
     ----------
     engine : Engine
         Container engine.
-    confinement : list of str
+    podman_options : list of str
         `pod_options(...)` or `compose_options()`.
     environment : dict of str to str, optional
         Environment variables; without MODEL_CONFIG_NAME the server uses the portable configs.
@@ -155,24 +155,24 @@ class Container(contextlib.AbstractContextManager):
     def __init__(
         self,
         engine: Engine,
-        confinement: list[str],
+        podman_options: list[str],
         environment: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         ports: Ports = TRITON_PORTS,
     ) -> None:
         self._engine = engine
-        self._confinement = confinement
+        self._podman_options = podman_options
         self._environment = environment or {}
         self._arguments = arguments
         self.ports = ports
 
     def __enter__(self) -> "Container":
         """Start the container without waiting for readiness."""
-        # On a port that is in use gRPC would start without an error and share it.
+        # gRPC would share a port that is in use, without an error.
         choose_ports(self.ports)
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
-        # This process has its own network namespace. The tests run the health check themselves.
-        options = ["--network=host", "--health-interval=disable", *self._confinement, *settings]
+        # This process is in a separate network namespace. The tests run the health check themselves.
+        options = ["--network=host", "--health-interval=disable", *self._podman_options, *settings]
         self.name = self._engine.podman("run", "--detach", *options, IMAGE, *self._arguments)
         return self
 
@@ -192,7 +192,7 @@ class Container(contextlib.AbstractContextManager):
 
     @property
     def pid(self) -> int:
-        """Process id of the first process on this machine."""
+        """Process id of the container's first process in this machine's namespace."""
         return int(self._inspect("State.Pid"))
 
     @property
@@ -201,7 +201,7 @@ class Container(contextlib.AbstractContextManager):
         return self._inspect("State.Running") == "true"
 
     def processes(self) -> list[Process]:
-        """Return tritonserver and its stub processes with their process ids on this machine."""
+        """Return tritonserver and its stub processes, with process ids in this machine's namespace."""
         return server_processes(self.pid)
 
     def wait_until_ready(self) -> "Container":
@@ -225,8 +225,8 @@ class Container(contextlib.AbstractContextManager):
         """Return the status of an HTTP request."""
         request = urllib.request.Request(f"http://{HOST}:{self.ports.http}{path}", headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status
         except urllib.error.HTTPError as error:
             return error.code
 

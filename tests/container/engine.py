@@ -26,17 +26,17 @@ FETCH = PROJECT / "tests" / "tools" / "fetch_debian_packages.sh"
 
 PACKAGES = (
     *("podman", "buildah", "runc", "conmon", "debootstrap"),
-    # Default settings, seccomp profile and the policy that allows local images.
+    # Default settings, the seccomp profile, and the policy that allows local images.
     *("golang-github-containers-common", "golang-github-containers-image"),
     # Libraries missing in a minimal Debian.
     *("libgpgme11", "libassuan0", "libsubid4", "libdevmapper1.02.1", "libseccomp2", "libglib2.0-0"),
 )
 
-ROOM = Path("/media")
-"""Mount point of the engine's storage and state. A short path: a Unix socket's path has at most 107 bytes."""
+MOUNT_POINT = Path("/media")
+"""Mount point of the engine's storage and state. It is short: a Unix socket's path has at most 107 bytes."""
 
 LAYER_CACHE = Path("/var/lib/containers/cache")
-"""No setting moves this folder. It stays on the machine empty, like /run/runc."""
+"""Folder of the engine that no setting can move. An empty folder remains on the machine, like /run/runc."""
 
 PROGRAMS = ("apt-get", "dpkg-deb", "wget", "unshare", "mount", "ldconfig")
 
@@ -44,8 +44,8 @@ CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
+"""Print a line."""
 
 
 class EngineError(RuntimeError):
@@ -53,7 +53,7 @@ class EngineError(RuntimeError):
 
 
 def missing_requirement() -> str | None:
-    """Return the reason why this machine cannot run Debian's container engine, or None."""
+    """Return why this machine cannot run Debian's container engine, or None if it can."""
     if os.geteuid() != 0:
         return "containers need root"
     missing = [program for program in PROGRAMS if shutil.which(program, path=_system_path()) is None]
@@ -100,7 +100,7 @@ class Engine:
 
     Parameters
     ----------
-    say : callable of str
+    echo : callable of str
         Prints a line.
 
     Attributes
@@ -109,10 +109,10 @@ class Engine:
         Environment of the engine's commands.
     """
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, echo: Echo) -> None:
         self._unpacked = FOLDER / "engine"
         if not (self._unpacked / "usr/bin/podman").exists():
-            say("unpacking Debian's podman and buildah")
+            echo("unpacking Debian's podman and buildah")
             subprocess.run([FETCH, self._unpacked, *PACKAGES], check=True)
         self._mount()
         self.environment = os.environ | {
@@ -124,7 +124,7 @@ class Engine:
             "CONTAINERS_STORAGE_CONF": str(self._storage()),
             "CONTAINERS_REGISTRIES_CONF": f"{self._unpacked}/etc/containers/registries.conf",
             "BUILDAH_ISOLATION": "chroot",
-            # The OCI image format has no health check.
+            # OCI's image format has no health check.
             "BUILDAH_FORMAT": "docker",
             "BUILDAH_LAYERS": "true",
             "DEBOOTSTRAP_DIR": f"{self._unpacked}/usr/share/debootstrap",
@@ -180,8 +180,8 @@ class Engine:
         storage = FOLDER / "storage"
         storage.mkdir(parents=True, exist_ok=True)
         cache = FOLDER / "ld.so.cache"
-        libraries = [self._unpacked / place for place in ("usr/lib", "lib")]
-        folders = [path for place in libraries for path in place.glob("*-linux-gnu")]
+        libraries = [self._unpacked / folder for folder in ("usr/lib", "lib")]
+        folders = [path for folder in libraries for path in folder.glob("*-linux-gnu")]
         settings = FOLDER / "ld.so.conf"
         settings.write_text("\n".join(["include /etc/ld.so.conf", *map(str, folders), ""]))
         _unshare(CLONE_NEWNS)
@@ -190,9 +190,9 @@ class Engine:
             ["mount", "--make-rprivate", "/"],
             ["ldconfig", "-X", "-f", settings, "-C", cache],
             ["mount", "--bind", cache, "/etc/ld.so.cache"],
-            ["mount", "-t", "tmpfs", "tmpfs", ROOM],
-            ["mkdir", ROOM / "storage", ROOM / "state"],
-            ["mount", "--bind", storage, ROOM / "storage"],
+            ["mount", "-t", "tmpfs", "tmpfs", MOUNT_POINT],
+            ["mkdir", MOUNT_POINT / "storage", MOUNT_POINT / "state"],
+            ["mount", "--bind", storage, MOUNT_POINT / "storage"],
             ["mkdir", "-p", LAYER_CACHE],
             ["mount", "-t", "tmpfs", "tmpfs", LAYER_CACHE],
         ):
@@ -220,7 +220,7 @@ events_logger = "none"
 lock_type = "file"
 runtime = "runc"
 conmon_path = ["{self._unpacked}/usr/bin/conmon"]
-tmp_dir = "{ROOM}/state/libpod"
+tmp_dir = "{MOUNT_POINT}/state/libpod"
 [engine.runtimes]
 runc = ["{self._unpacked}/usr/sbin/runc"]
 """
@@ -232,8 +232,8 @@ runc = ["{self._unpacked}/usr/sbin/runc"]
         path.write_text(
             f"""[storage]
 driver = "overlay"
-graphroot = "{ROOM}/storage"
-runroot = "{ROOM}/state/storage"
+graphroot = "{MOUNT_POINT}/storage"
+runroot = "{MOUNT_POINT}/state/storage"
 """
         )
         return path

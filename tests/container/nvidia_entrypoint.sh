@@ -1,4 +1,4 @@
 #!/bin/sh
-# Like NVIDIA's: prepares the environment, then runs the container's command.
+# Like NVIDIA's entry point: prepare the environment, then run the container's command.
 export NVIDIA_ENTRYPOINT_RAN=1
 exec "$@"

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
 from tests.container.base import BASE, IMAGE, PERF_IMAGE, triton_version
-from tests.container.engine import Engine, Say
+from tests.container.engine import Echo, Engine
 
 SERVED = Path("opt/triton-face")
 DOCKERFILES = PROJECT / "deploy" / "docker"
@@ -19,7 +19,7 @@ DOCKERFILES = PROJECT / "deploy" / "docker"
 
 @contextlib.contextmanager
 def mounted(engine: Engine, image: str) -> Iterator[Path]:
-    """Mount an image and give its folder."""
+    """Mount an image; yield its folder."""
     folder = Path(engine.podman("image", "mount", image))
     try:
         yield folder
@@ -32,18 +32,18 @@ def layers(engine: Engine, image: str) -> list[dict]:
     return json.loads(engine.podman("history", "--no-trunc", "--format=json", image))[::-1]
 
 
-def test_reports_the_size_of_each_layer(engine: Engine, say: Say):
+def test_reports_the_size_of_each_layer(engine: Engine, echo: Echo):
     steps = layers(engine, IMAGE)
-    of_base = len(layers(engine, f"{BASE}:{triton_version()}"))
-    rows = [("base" if number < of_base else "image", step) for number, step in enumerate(steps)]
+    base_steps = len(layers(engine, f"{BASE}:{triton_version()}"))
+    rows = [("base" if number < base_steps else "image", step) for number, step in enumerate(steps)]
     for owner, step in rows:
         if step["size"] > 0:
             command = re.sub(r"^/bin/\w+ .*?-c (#\(nop\))?\s*", "", step["CreatedBy"])
-            say(f"{owner:5} {step['size'] / 1e6:8.1f} MB  {' '.join(command.split())[:100]}")
+            echo(f"{owner:5} {step['size'] / 1e6:8.1f} MB  {' '.join(command.split())[:100]}")
     total = engine.inspect_image(IMAGE)["Size"]
-    ours = sum(step["size"] for owner, step in rows if owner == "image")
-    say(f"total {total / 1e6:8.1f} MB, of which the image adds {ours / 1e6:.1f}")
-    assert 0 < ours < total
+    added = sum(step["size"] for owner, step in rows if owner == "image")
+    echo(f"total {total / 1e6:8.1f} MB, of which the image adds {added / 1e6:.1f}")
+    assert 0 < added < total
 
 
 def test_build_context_has_only_the_sources_of_the_dockerfiles(engine: Engine, tmp_path: Path):
@@ -53,19 +53,19 @@ def test_build_context_has_only_the_sources_of_the_dockerfiles(engine: Engine, t
     name = "localhost/context:check"
     engine.run("buildah", "build", "--file", dockerfile, "--tag", name, PROJECT)
     with mounted(engine, name) as folder:
-        sent = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        in_context = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     engine.podman("rmi", "--force", name)
-    named = [
+    sources = [
         source
         for dockerfile in (DOCKERFILES / "Dockerfile", DOCKERFILES / "perf_analyzer.Dockerfile")
         for line in re.findall(r"^COPY (.*)$", dockerfile.read_text(), re.MULTILINE)
         if "--from" not in line
         for source in [word for word in line.split() if not word.startswith("--")][:-1]
     ]
-    strangers = [path for path in sent if not any(path.is_relative_to(source) for source in named)]
-    assert sent
-    assert strangers == []
-    assert [path for path in sent if path.suffix == ".onnx" or "__pycache__" in path.parts] == []
+    unexpected = [path for path in in_context if not any(path.is_relative_to(source) for source in sources)]
+    assert in_context
+    assert unexpected == []
+    assert [path for path in in_context if path.suffix == ".onnx" or "__pycache__" in path.parts] == []
 
 
 def test_image_has_only_the_packages_for_serving(engine: Engine):
@@ -104,7 +104,7 @@ def test_only_root_can_change_files(engine: Engine):
             path.relative_to(folder)
             for path, mode in ((path, path.lstat()) for path in folder.rglob("*"))
             if not stat.S_ISLNK(mode.st_mode)
-            # In folders like /tmp users can add files but not change those of others.
+            # In folders like /tmp users can add files but cannot change other users' files.
             and not mode.st_mode & stat.S_ISVTX
             and (mode.st_mode & stat.S_IWOTH or (path.is_relative_to(folder / SERVED) and mode.st_uid != 0))
         ]

@@ -1,4 +1,4 @@
-"""Start, failure and end of containers: stub processes, stops, kills, settings, TLS and the admin key."""
+"""Start, failure and stop of containers: stub processes, signals, settings, TLS and the admin key."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from tests.container.container import (
     pod_options,
     probe,
 )
-from tests.container.engine import Engine, Say
+from tests.container.engine import Echo, Engine
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
@@ -40,7 +40,7 @@ OTHER_PORTS = Ports(http=8010, grpc=8011, metrics=8012)
 
 
 @pytest.fixture
-def confinement(shared_memory: SharedMemory) -> list[str]:
+def podman_options(shared_memory: SharedMemory) -> list[str]:
     return pod_options(shared_memory.folder)
 
 
@@ -54,42 +54,42 @@ def test_server_with_the_settings_of_compose_computes_features(engine: Engine):
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])
 def test_dead_stub_process_fails_the_probes(
-    engine: Engine, confinement: list[str], signal_name: str, say: Say
+    engine: Engine, podman_options: list[str], signal_name: str, echo: Echo
 ):
-    with Container(engine, confinement) as server:
+    with Container(engine, podman_options) as server:
         server.wait_until_ready()
         assert_probes(server, healthy=True)
         stub = next(process for process in server.processes() if process.name == "align_mask")
         subprocess.run(["kill", f"-{signal_name}", str(stub.pid)], check=True)
-        say(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
+        echo(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
         assert_probes(server, healthy=False)
 
 
 def test_hanging_stub_process_fails_the_probes(
-    engine: Engine, confinement: list[str], tmp_path: Path, say: Say
+    engine: Engine, podman_options: list[str], tmp_path: Path, echo: Echo
 ):
-    """It hangs in a batch, while its other threads continue."""
+    """The process hangs in a batch; its other threads continue."""
     hull_mask = tmp_path / "hull_mask.py"
     shutil.copy(PROJECT / "model_repository/align_mask/1/align_mask/hull_mask.py", hull_mask)
     wrap_function(hull_mask, "hull_masks", before="time.sleep(600)")
     hull_mask.chmod(0o644)
     served = "/opt/triton-face/model_repository/align_mask/1/align_mask/hull_mask.py"
-    with Container(engine, [*confinement, f"--volume={hull_mask}:{served}:ro"]) as server:
+    with Container(engine, [*podman_options, f"--volume={hull_mask}:{served}:ro"]) as server:
         server.wait_until_ready()
         assert_probes(server, healthy=True)
         with background_request(server):
-            say(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
+            echo(f"probe failed after {seconds_until_unhealthy(server):.0f} s")
             assert_probes(server, healthy=False)
             server.send("KILL")
 
 
 def seconds_until_unhealthy(server: Container) -> float:
     """Wait until the liveness probe fails; return the time that passed."""
-    began = time.monotonic()
+    start = time.monotonic()
     while probe(server).returncode == 0:
-        assert time.monotonic() - began < PROBE_SECONDS, "the probe does not fail"
+        assert time.monotonic() - start < PROBE_SECONDS, "the probe does not fail"
         time.sleep(1)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 @contextlib.contextmanager
@@ -97,17 +97,17 @@ def background_request(server: Container) -> Iterator[None]:
     """Send a request that gets no response."""
     frames, landmarks = photo_faces(1, 751)
 
-    def ask() -> None:
+    def send() -> None:
         with (
             FaceFeatureClient(server.grpc_url, retry=Retry(seconds=0)) as client,
             contextlib.suppress(ServiceUnavailableError, InferenceServerException, TimeoutError),
         ):
             client.features(frames, landmarks)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    sending = threading.Thread(target=send)
+    sending.start()
     yield
-    asking.join()
+    sending.join()
 
 
 @dataclasses.dataclass
@@ -116,65 +116,65 @@ class Load:
 
     Attributes
     ----------
-    answers : list of ndarray
+    outputs : list of ndarray
         HOG of each call.
     failures : list of Exception
         Exceptions that ended a caller.
     """
 
-    answers: list[np.ndarray] = dataclasses.field(default_factory=list)
+    outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
     failures: list[Exception] = dataclasses.field(default_factory=list)
 
 
 @contextlib.contextmanager
 def load(url: str, frames: np.ndarray, landmarks: np.ndarray, callers: int = 3) -> Iterator[Load]:
     """Send faces from several threads until the end of the block."""
-    measured = Load()
-    ending = threading.Event()
+    results = Load()
+    stopping = threading.Event()
 
     def call() -> None:
         with FaceFeatureClient(url, batch_size=8) as client:
-            while not ending.is_set():
+            while not stopping.is_set():
                 try:
-                    measured.answers.append(client.features(frames, landmarks, ["HOG"])["HOG"])
+                    results.outputs.append(client.features(frames, landmarks, ["HOG"])["HOG"])
                 except (InferenceServerException, ServiceUnavailableError, TimeoutError) as error:
-                    measured.failures.append(error)
+                    results.failures.append(error)
                     return
 
     threads = [threading.Thread(target=call) for _ in range(callers)]
     for thread in threads:
         thread.start()
     try:
-        yield measured
+        yield results
     finally:
-        ending.set()
+        stopping.set()
         for thread in threads:
             thread.join()
 
 
-def test_stop_under_load_loses_no_face(engine: Engine, confinement: list[str], say: Say):
+def test_stop_under_load_loses_no_face(engine: Engine, podman_options: list[str], echo: Echo):
     """Compose sends SIGTERM without preStop. The client retries until the next server is ready."""
     frames, landmarks = photo_faces(32, 752)
     grace = float(compose_service()["stop_grace_period"].removesuffix("s"))
-    with Container(engine, confinement) as server, contextlib.ExitStack() as successors:
+    with Container(engine, podman_options) as server, contextlib.ExitStack() as successors:
         server.wait_until_ready()
         with FaceFeatureClient(server.grpc_url) as client:
             expected = client.features(frames, landmarks, ["HOG"])["HOG"]
-        with load(server.grpc_url, frames, landmarks) as measured:
+        with load(server.grpc_url, frames, landmarks) as results:
             time.sleep(3)
-            began = time.monotonic()
+            start = time.monotonic()
             server.send("TERM")
             assert server.wait(grace) == 0, server.log()[-2000:]
-            stopped, before = time.monotonic() - began, len(measured.answers)
-            successors.enter_context(Container(engine, confinement)).wait_until_ready()
-            ready = time.monotonic() - began - stopped
-            wait_until(lambda: len(measured.answers) > before + 10 or bool(measured.failures))
-    faces = sum(len(answer) for answer in measured.answers)
-    say(f"stopped in {stopped:.1f} s, next server ready {ready:.1f} s later; {faces} faces, none lost")
-    assert measured.failures == []
+            stopped, before = time.monotonic() - start, len(results.outputs)
+            successors.enter_context(Container(engine, podman_options)).wait_until_ready()
+            ready = time.monotonic() - start - stopped
+            wait_until(lambda: len(results.outputs) > before + 10 or bool(results.failures))
+    faces = sum(len(output) for output in results.outputs)
+    echo(f"stopped in {stopped:.1f} s, next server ready {ready:.1f} s later; {faces} faces, none lost")
+    assert results.failures == []
     assert before > 0
-    for answer in measured.answers:
-        np.testing.assert_array_equal(answer, expected)
+    for output in results.outputs:
+        np.testing.assert_array_equal(output, expected)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -184,48 +184,49 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def test_server_starts_after_each_sigkill(engine: Engine, say: Say):
-    """/tmp is kept. /dev/shm has room for one and a half servers beside another one that keeps running."""
+def test_server_starts_after_each_sigkill(engine: Engine, echo: Echo):
+    """/dev/shm has room for a server that keeps running and one and a half others; /tmp is kept."""
     settings = {"HTTP_PORT": str(OTHER_PORTS.http), "METRICS_PORT": str(OTHER_PORTS.metrics)}
     options = tuple(f"--{name}-port={port}" for name, port in dataclasses.asdict(OTHER_PORTS).items())
     with SharedMemory("2g") as memory, SharedMemory("256m") as temporary:
-        confinement = pod_options(memory.folder, temporary.folder)
+        podman_options = pod_options(memory.folder, temporary.folder)
         with Container(engine, pod_options(memory.folder), settings, options, OTHER_PORTS) as other:
             other.wait_until_ready()
-            regions, of_one = memory.files(), memory.used()
-            memory.resize(of_one + 3 * of_one // 2)
-            say(f"a server uses {of_one / 2**20:.0f} MB; /dev/shm has {2.5 * of_one / 2**20:.0f} MB")
-            kill_repeatedly(engine, confinement, memory)
-            with Container(engine, confinement) as server:
-                assert_answers(server.wait_until_ready())
-                assert memory.used() == 2 * of_one, sorted(memory.files())
+            regions, server_bytes = memory.files(), memory.used()
+            memory.resize(server_bytes + 3 * server_bytes // 2)
+            megabytes = server_bytes / 2**20
+            echo(f"a server uses {megabytes:.0f} MB; /dev/shm has {2.5 * megabytes:.0f} MB")
+            kill_repeatedly(engine, podman_options, memory)
+            with Container(engine, podman_options) as server:
+                assert_computes_features(server.wait_until_ready())
+                assert memory.used() == 2 * server_bytes, sorted(memory.files())
                 assert regions < memory.files(), "regions of the running server"
-                folders_of_one = other.execute("ls", "/tmp").stdout.split()
-                assert len(temporary.files()) == len(folders_of_one), (
+                server_folders = other.execute("ls", "/tmp").stdout.split()
+                assert len(temporary.files()) == len(server_folders), (
                     "folders of killed servers remain in /tmp"
                 )
                 assert_probes(other, healthy=True)
-                assert_answers(other)
+                assert_computes_features(other)
                 server.send("TERM")
                 assert server.wait() == 0
 
 
-def kill_repeatedly(engine: Engine, confinement: list[str], memory: SharedMemory) -> None:
+def kill_repeatedly(engine: Engine, podman_options: list[str], memory: SharedMemory) -> None:
     """Start servers and kill all their processes, alternately when ready and during the start."""
-    others = memory.files()
+    kept = memory.files()
     for number in range(KILLS):
         before = memory.files()
-        with Container(engine, confinement) as server:
+        with Container(engine, podman_options) as server:
             if number % 2:
                 wait_until(lambda before=before: len(memory.files() - before) > 3)
             else:
-                assert_answers(server.wait_until_ready())
+                assert_computes_features(server.wait_until_ready())
             server.send("KILL")
             assert server.wait() == 137
-        assert memory.files() > others, "a killed server leaves no regions: this test proves nothing"
+        assert memory.files() > kept, "a killed server left no regions, so there is nothing to clean up"
 
 
-def assert_answers(server: Container) -> None:
+def assert_computes_features(server: Container) -> None:
     frames, landmarks = photo_faces(16, 753)
     with FaceFeatureClient(server.grpc_url) as client:
         assert np.isfinite(client.features(frames, landmarks)["HOG"]).all()
@@ -242,32 +243,32 @@ def assert_answers(server: Container) -> None:
     ids=["profile", "short key", "key with a comma", "no certificate"],
 )
 def test_wrong_environment_prevents_the_start(
-    engine: Engine, confinement: list[str], environment: dict[str, str], message: str
+    engine: Engine, podman_options: list[str], environment: dict[str, str], message: str
 ):
-    with Container(engine, confinement, environment) as server:
+    with Container(engine, podman_options, environment) as server:
         assert server.wait(20) != 0
         (line,) = server.log().splitlines()
         assert line.startswith("serve.sh: ")
         assert message in line
 
 
-def test_tls_and_the_admin_key(engine: Engine, confinement: list[str], tmp_path: Path):
-    """Files of a mounted Secret, readable by their group only, and its key."""
+def test_tls_and_the_admin_key(engine: Engine, podman_options: list[str], tmp_path: Path):
+    """The files of a mounted Secret are readable only by their owner and group."""
     authority = trustme.CA()
-    ours = certificates(tmp_path / "ours", authority, authority)
-    strangers = certificates(tmp_path / "strangers", trustme.CA(), authority)
+    trusted = certificates(tmp_path / "trusted", authority, authority)
+    foreign = certificates(tmp_path / "foreign", trustme.CA(), authority)
     frames, landmarks = photo_faces(2, 710)
-    mounted = [*confinement, f"--volume={tmp_path / 'ours'}:/etc/triton-face/tls:ro"]
+    mounted = [*podman_options, f"--volume={tmp_path / 'trusted'}:/etc/triton-face/tls:ro"]
     environment = {"TLS_FOLDER": "/etc/triton-face/tls", "ADMIN_KEY": KEY}
     with Container(engine, mounted, environment) as server:
         server.wait_until_ready()
-        with FaceFeatureClient(server.grpc_url, tls=ours) as client:
+        with FaceFeatureClient(server.grpc_url, tls=trusted) as client:
             assert client.features(frames, landmarks)["HOG"].shape == (2, 5408)
             headers = {"triton-grpc-protocol-admin-key": KEY}
             assert client.connection.get_model_repository_index(headers=headers).models
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.connection.get_model_repository_index()
-        for wrong in (None, strangers):
+        for wrong in (None, foreign):
             with (
                 FaceFeatureClient(server.grpc_url, tls=wrong) as client,
                 pytest.raises((ServiceUnavailableError, TimeoutError)),
@@ -278,13 +279,13 @@ def test_tls_and_the_admin_key(engine: Engine, confinement: list[str], tmp_path:
         assert_probes(server, healthy=True)
 
 
-def certificates(folder: Path, issuer: trustme.CA, trusted: trustme.CA) -> Tls:
-    """Write the files of a Secret of the type kubernetes.io/tls; return them for a client."""
+def certificates(folder: Path, issuer: trustme.CA, authority: trustme.CA) -> Tls:
+    """Write the files of a Secret of the type kubernetes.io/tls; return them as a client's `Tls`."""
     certificate = issuer.issue_cert("127.0.0.1", "localhost")
     folder.mkdir()
     certificate.cert_chain_pems[0].write_to_path(str(folder / "tls.crt"))
     certificate.private_key_pem.write_to_path(str(folder / "tls.key"))
-    trusted.cert_pem.write_to_path(str(folder / "ca.crt"))
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
     for path in folder.iterdir():
         shutil.chown(path, group=pod()["securityContext"]["fsGroup"])
         path.chmod(0o440)

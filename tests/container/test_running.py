@@ -1,4 +1,4 @@
-"""A running container with the manifests' settings: rights, results, probes."""
+"""A running container with the manifests' settings: privileges, outputs, probes."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.local.server import PROJECT
 from tests.container.container import Container, SharedMemory, assert_probes, pod
-from tests.container.engine import FOLDER, Say
+from tests.container.engine import FOLDER, Echo
 
 
 def test_processes_have_no_privileges(container: Container):
@@ -39,8 +39,8 @@ def test_entry_point_of_the_base_image_ran(container: Container):
 
 
 def test_only_volumes_are_writable(container: Container, shared_memory: SharedMemory):
-    script = 'for place; do touch "$place/x" 2>/dev/null && echo "$place" && rm "$place/x"; done'
-    places = [
+    script = 'for folder; do touch "$folder/x" 2>/dev/null && echo "$folder" && rm "$folder/x"; done'
+    folders = [
         "/",
         "/etc",
         "/opt/triton-face",
@@ -49,7 +49,7 @@ def test_only_volumes_are_writable(container: Container, shared_memory: SharedMe
         "/usr",
         "/var/tmp",
     ]
-    done = container.execute("sh", "-c", script, "sh", *places, "/tmp", "/dev/shm")
+    done = container.execute("sh", "-c", script, "sh", *folders, "/tmp", "/dev/shm")
     assert done.stdout.split() == ["/tmp", "/dev/shm"]
 
 
@@ -60,16 +60,16 @@ def test_shared_memory_has_the_size_of_the_manifests(container: Container):
     assert done.stdout.split()[1] == "1024"
 
 
-def test_acceptance(container: Container, say: Say):
+def test_acceptance(container: Container, echo: Echo):
     """The tests of `make accept`: every output against the oracles."""
     log = FOLDER / "acceptance.log"
-    say(f"acceptance tests, half a minute; log: {log.relative_to(PROJECT)}")
+    echo(f"acceptance tests, half a minute; log: {log.relative_to(PROJECT)}")
     servers = [f"--server={container.grpc_url}", f"--metrics={container.metrics_url}"]
     command = [sys.executable, "-m", "pytest", "-q", "tests/acceptance", *servers]
     with log.open("w") as file:
         done = subprocess.run(command, cwd=PROJECT, stdout=file, stderr=file)
     assert done.returncode == 0, log.read_text()[-3000:]
-    say(log.read_text().splitlines()[-1])
+    echo(log.read_text().splitlines()[-1])
 
 
 def test_probes_of_a_healthy_server_pass(container: Container):

@@ -11,13 +11,13 @@ from tests.deploy.production_server import ProductionServer
 
 @pytest.fixture(scope="session")
 def production(repository: Path) -> Iterator[ProductionServer]:
-    """Give one server to all tests that do not change it."""
+    """Yield one server to all tests that do not change it."""
     with ProductionServer(repository) as server:
         yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers() -> Iterator[None]:
-    """Remove the shared memory of the servers that the last tests killed."""
+    """Remove the shared memory of servers that the tests have killed."""
     yield
     remove_leftovers()

@@ -1,4 +1,4 @@
-"""The kubelet's part in a test: it runs the liveness probe and decides when to restart the container."""
+"""A kubelet for tests: it runs the liveness probe and decides when to restart the container."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ PROBE = PROJECT / "deploy" / "docker" / "probe.py"
 def run_probe(
     server: ProductionServer, folder: Path, timeout: float = 60.0, **environment: str
 ) -> str | None:
-    """Run the liveness probe once; return its output if it failed or wrote an error.
+    """Run the liveness probe once; return its output if it failed or wrote an error, else None.
 
     Parameters
     ----------
@@ -91,15 +91,15 @@ class Kubelet(contextlib.AbstractContextManager):
         return time.monotonic() - start
 
     def _run(self) -> None:
-        in_a_row = 0
+        consecutive_failures = 0
         due = time.monotonic()
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
             # A probe that takes longer than the period delays the next one.
             due += self._settings["periodSeconds"]
             failure = run_probe(self._server, self._folder, self._settings["timeoutSeconds"])
             self.probes += 1
-            in_a_row = in_a_row + 1 if failure else 0
+            consecutive_failures = consecutive_failures + 1 if failure else 0
             self.failures += [failure] if failure else []
-            if in_a_row == self._settings["failureThreshold"]:
+            if consecutive_failures == self._settings["failureThreshold"]:
                 self._restart_due.set()
                 return

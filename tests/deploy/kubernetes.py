@@ -18,9 +18,9 @@ KUSTOMIZATIONS = (*(f"k8s/overlays/{name}" for name in OVERLAYS), "k8s/perf-anal
 
 
 def kubectls() -> list[str]:
-    """Return the kubectl on PATH and the one unpacked from Debian's package, as far as they exist."""
-    places = [os.environ["PATH"], str(UNPACKED)]
-    return [program for place in places if (program := shutil.which("kubectl", path=place))]
+    """Return each existing kubectl: that on PATH and that unpacked from Debian's package."""
+    paths = [os.environ["PATH"], str(UNPACKED)]
+    return [program for path in paths if (program := shutil.which("kubectl", path=path))]
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def rendered(kustomization: str, kubectl: str) -> dict[tuple[str, str], dict]:
             [kubectl, "kustomize", manifests / kustomization], capture_output=True, text=True
         )
     assert (done.returncode, done.stderr) == (0, "")
-    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
 
 
 def _minor_version(kubectl: str) -> int:

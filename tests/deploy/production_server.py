@@ -23,8 +23,7 @@ STOP_SECONDS = 60.0
 class ProductionServer(contextlib.AbstractContextManager):
     """Run serve.sh and wait until the server is ready; stop it on exit.
 
-    It has three additional options that the image does not need: loopback, free ports and a folder of
-    backends.
+    Unlike the image, it listens on loopback and free ports, and has a separate folder of backends.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ class ProductionServer(contextlib.AbstractContextManager):
 
     def __enter__(self) -> "ProductionServer":
         """Start the server."""
-        self._folder = tempfile.TemporaryDirectory(prefix="triton-face-fleet-")
+        self._folder = tempfile.TemporaryDirectory(prefix="triton-face-production-")
         folder = Path(self._folder.name)
         folder.chmod(0o755)
         create_backend_folder(find_triton(), folder / "backends")
@@ -103,7 +102,7 @@ class ProductionServer(contextlib.AbstractContextManager):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the Deployment's variables and those that the server of the wheel needs."""
+        """Return the Deployment's variables and those for a tritonserver from nvidia-pytriton's wheel."""
         triton = find_triton()
         return {
             "MODEL_REPOSITORY": str(self._repository),
@@ -118,8 +117,8 @@ class ProductionServer(contextlib.AbstractContextManager):
             f"http://{HOST}:{port or self.http_port}{path}", headers=headers or {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status
         except urllib.error.HTTPError as error:
             return error.code
 

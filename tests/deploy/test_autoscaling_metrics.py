@@ -1,4 +1,4 @@
-"""The rules and the dashboard's queries in a real Prometheus: server idle, under load, idle again."""
+"""The rules and the dashboard's queries in a real Prometheus; the server is idle, under load, idle again."""
 
 import contextlib
 import json
@@ -23,15 +23,15 @@ from triton_face_client import FaceFeatureClient
 MONITORING = PROJECT / "deploy" / "monitoring"
 
 TIME_LIMIT = 100.0
-"""The rules' window of 60 s, two evaluations, and reserve for a busy machine."""
+"""Seconds for the rules' window of 60 s, two evaluations, and delays of a busy machine."""
 
 CALLERS, IN_FLIGHT, FACES = 8, 10, 8
-"""80 requests of eight faces: more than two batches hold, fewer than the queue."""
+"""80 requests of eight faces: batches of two instances hold 32, the queue of 64 holds the other 48."""
 
 
 @pytest.fixture
 def server(repository: Path) -> Iterator[ProductionServer]:
-    """Give an idle server; the rules' window must not contain load of other tests."""
+    """Yield an idle server; the rules' window must not contain load of other tests."""
     with ProductionServer(repository) as running:
         yield running
 
@@ -69,6 +69,7 @@ def load(url: str) -> Iterator[None]:
 
 
 def becomes_true(condition: Callable[[], bool]) -> bool:
+    """Wait for a condition; return False after `TIME_LIMIT`."""
     deadline = time.monotonic() + TIME_LIMIT
     while not condition():
         if time.monotonic() > deadline:
@@ -78,7 +79,7 @@ def becomes_true(condition: Callable[[], bool]) -> bool:
 
 
 def dashboard_queries() -> dict[str, str]:
-    """Return the dashboard's queries for the test's pod, without those on GPUs, by panel and letter."""
+    """Return the dashboard's queries for the test's pod by panel and query, without GPU metrics."""
     panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     return {
         f"{panel['title']} {target['refId']}": for_pod(target["expr"], "test", "local")
@@ -104,7 +105,7 @@ def test_scaling_metrics_follow_the_load(server: ProductionServer, prometheus: P
     assert set(targets) == set(queries)
 
     def values() -> dict[str, float | None]:
-        """Return the scaling metrics of the autoscaler."""
+        """Return the current values of the autoscaler's metrics."""
         return {name: prometheus.query(query).get("local") for name, query in queries.items()}
 
     def is_idle() -> bool:

@@ -15,7 +15,7 @@ from tests.deploy.kubernetes import KUSTOMIZATIONS, OVERLAYS, kubectls, objects,
 from tests.deploy.production_server import ProductionServer
 
 VERSIONS = ("1.30", "1.34", "1.37")
-"""Kubernetes versions: the oldest supported one, one between, and the newest that the validator knows."""
+"""Versions of Kubernetes: the oldest supported, one between, and the newest that the validator knows."""
 
 OPERATOR_KINDS = ("PodMonitor", "PrometheusRule")
 """Kinds of the Prometheus Operator, which the validator does not know."""
@@ -57,9 +57,9 @@ def test_every_kubectl_renders_the_same_objects_without_warnings(kustomization: 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_objects_match_the_schemas_of_kubernetes(version: str, tmp_path: Path):
     found = [
-        one
+        item
         for kustomization in KUSTOMIZATIONS
-        for (kind, _), one in rendered(kustomization, kubectls()[0]).items()
+        for (kind, _), item in rendered(kustomization, kubectls()[0]).items()
         if kind not in OPERATOR_KINDS
     ]
     manifest = tmp_path / "manifest.yaml"
@@ -85,16 +85,16 @@ def test_every_manifest_belongs_to_a_kustomization():
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_has_one_namespace_that_enforces_restricted_pods(overlay: str):
-    (namespace,) = [one for (kind, _), one in objects(overlay).items() if kind == "Namespace"]
+    (namespace,) = [item for (kind, _), item in objects(overlay).items() if kind == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    others = [one for (kind, _), one in objects(overlay).items() if kind != "Namespace"]
-    assert {one["metadata"]["namespace"] for one in others} == {namespace["metadata"]["name"]}
+    others = [item for (kind, _), item in objects(overlay).items() if kind != "Namespace"]
+    assert {item["metadata"]["namespace"] for item in others} == {namespace["metadata"]["name"]}
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_pods_have_no_privileges(kustomization: str):
     found = rendered(kustomization, kubectls()[0])
-    (workload,) = [one for (kind, _), one in found.items() if kind in ("Deployment", "Job")]
+    (workload,) = [item for (kind, _), item in found.items() if kind in ("Deployment", "Job")]
     spec = workload["spec"]["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -125,15 +125,16 @@ def test_autoscaler_alone_sets_the_number_of_pods():
 
 
 def test_callers_reach_grpc_and_prometheus_reaches_metrics_only():
-    services = [one for (kind, _), one in objects("gpu").items() if kind == "Service"]
-    assert [port["targetPort"] for one in services for port in one["spec"]["ports"]] == ["grpc", "grpc"]
+    services = [item for (kind, _), item in objects("gpu").items() if kind == "Service"]
+    ports = [port["targetPort"] for service in services for port in service["spec"]["ports"]]
+    assert ports == ["grpc", "grpc"]
     policy = objects("gpu")["NetworkPolicy", "triton-face"]["spec"]
     callers, prometheus = policy["ingress"]
     assert callers["ports"] == [{"port": "grpc"}]
     assert callers["from"][0]["podSelector"] == {"matchLabels": {"triton-face-client": "true"}}
     assert prometheus["ports"] == [{"port": "metrics"}]
     assert "podSelector" not in prometheus["from"][0]
-    # The API server drops an empty list; with `egress: []` every apply would report a change.
+    # The API server removes empty lists, so with `egress: []` every apply would report a change.
     assert "Egress" in policy["policyTypes"]
     assert "egress" not in policy
 
@@ -144,7 +145,7 @@ def test_load_generator_reaches_the_service():
     assert policy["from"][0]["podSelector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
     arguments = found["spec"]["containers"][0]["args"]
     name, _, port = arguments[arguments.index("-u") + 1].partition(":")
-    assert int(port) in [one["port"] for one in objects("gpu")["Service", name]["spec"]["ports"]]
+    assert int(port) in [entry["port"] for entry in objects("gpu")["Service", name]["spec"]["ports"]]
 
 
 def test_only_tls_pods_require_a_secret():
@@ -179,7 +180,7 @@ def test_shared_memory_holds_the_largest_request_of_every_stub_process(overlay: 
     assert size < mebibytes(container(overlay)["resources"]["limits"]["memory"]) / 2
 
 
-def test_stopping_pod_outlasts_its_connections_and_requests(production: ProductionServer):
+def test_pod_stops_after_its_connections_and_requests_have_ended(production: ProductionServer):
     options = production.options()
     oldest_connection = 1.1 * int(options["grpc-max-connection-age"]) / 1000  # gRPC adds up to a tenth
     sleep, seconds = container("gpu")["lifecycle"]["preStop"]["exec"]["command"]
@@ -190,8 +191,10 @@ def test_stopping_pod_outlasts_its_connections_and_requests(production: Producti
     assert grace > float(seconds) + int(options["exit-timeout-secs"]) + 10
 
 
-def test_probes_have_time_to_answer():
+def test_probes_have_enough_time():
     probes = container("gpu")
     start = probes["startupProbe"]
-    assert start["periodSeconds"] * start["failureThreshold"] >= 180, "torch and CUDA from a cold disk"
-    assert probes["livenessProbe"]["timeoutSeconds"] >= probe.ANSWER_SECONDS + 1, "Python needs time to start"
+    assert start["periodSeconds"] * start["failureThreshold"] >= 180, (
+        "loading torch and CUDA from a cold disk"
+    )
+    assert probes["livenessProbe"]["timeoutSeconds"] >= probe.ANSWER_SECONDS + 1, "time to start Python"

@@ -1,4 +1,4 @@
-"""Rules, alerts and dashboard: checked with promtool, and consistent with each other and the manifests."""
+"""Rules, alerts and dashboard pass promtool and are consistent with each other and the manifests."""
 
 import json
 import os
@@ -42,9 +42,12 @@ def test_rules_pass_their_unit_tests():
 
 def test_every_rule_has_a_unit_test():
     tests = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
-    evaluated = {one["expr"] for test in tests for one in test.get("promql_expr_test", [])}
+    evaluated = {case["expr"] for test in tests for case in test.get("promql_expr_test", [])}
     fired = {
-        one["alertname"] for test in tests for one in test.get("alert_rule_test", []) if one.get("exp_alerts")
+        case["alertname"]
+        for test in tests
+        for case in test.get("alert_rule_test", [])
+        if case.get("exp_alerts")
     }
     assert {rule["record"] for rule in rules("record")} <= evaluated
     assert {rule["alert"] for rule in rules("alert")} == fired

@@ -33,15 +33,15 @@ from triton_face_client import FaceFeatureClient, Retry
 
 DEPLOYMENT = PROJECT / "deploy" / "k8s" / "base" / "deployment.yaml"
 
-NOTICE_SECONDS = 20.0
+MAX_DECISION_SECONDS = 20.0
 """Time limit from a failure to the decision to restart."""
 
-REPLACE_SECONDS = 45.0
+MAX_REPLACEMENT_SECONDS = 45.0
 """Time limit from a failure until the next server is ready."""
 
 AFTER_PROBE_SECONDS = 3.0
-"""Delay of a failure after a probe. The second probe from then finds a heartbeat that is just recent enough,
-so the restart comes as late as possible."""
+"""Time from a probe to the failure. The second probe after the failure then still accepts the heartbeat, so
+the kubelet decides as late as possible."""
 
 OVERLOAD_SECONDS = 20.0
 
@@ -51,7 +51,7 @@ def container() -> dict:
     return yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]["containers"][0]
 
 
-BEHAVIOUR = """
+INJECTED_BEHAVIOUR = """
 behaviour_file = Path(__file__).parents[{parent}] / "behaviour"
 def behaviour():
     return behaviour_file.read_text() if behaviour_file.exists() else ""
@@ -65,21 +65,21 @@ if behaviour() == "slow":
             time.sleep(1)
 """
 
-HOG = """
+PYTHON_HOG_MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        faces = [pb_utils.get_input_tensor_by_name(one, "MASKED_FACES").shape()[0] for one in requests]
-        hogs = [pb_utils.Tensor("HOG", np.zeros((count, 5408), np.float32)) for count in faces]
+        inputs = [pb_utils.get_input_tensor_by_name(request, "MASKED_FACES") for request in requests]
+        hogs = [pb_utils.Tensor("HOG", np.zeros((faces.shape()[0], 5408), np.float32)) for faces in inputs]
         return [pb_utils.InferenceResponse([hog]) for hog in hogs]
 """
 
 
-class FaultyServer:
-    """A server whose align_mask and hog raise, hang or are slow on demand."""
+class FailingServer:
+    """A server whose align_mask and hog raise an exception, hang or are slow on demand."""
 
     def __init__(self, server: ProductionServer, repository: Path) -> None:
         self.server = server
@@ -87,7 +87,7 @@ class FaultyServer:
 
     @contextlib.contextmanager
     def behaviour(self, model: str, behaviour: str) -> Iterator[None]:
-        """Have a model "raise", "hang" or be "slow" until the end of the block."""
+        """Make a model "raise", "hang" or be "slow" until the end of the block."""
         file = self._repository / model / "1" / "behaviour"
         file.write_text(behaviour)
         try:
@@ -97,19 +97,19 @@ class FaultyServer:
 
 
 @pytest.fixture(scope="module")
-def faulty(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyServer]:
-    models = shutil.copytree(repository, tmp_path_factory.mktemp("faulty") / "models")
+def failing(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FailingServer]:
+    models = shutil.copytree(repository, tmp_path_factory.mktemp("failing") / "models")
     pipeline = models / "align_mask" / "1" / "align_mask" / "pipeline.py"
-    wrap_function(pipeline, "process", before=BEHAVIOUR.format(parent=1))
+    wrap_function(pipeline, "process", before=INJECTED_BEHAVIOUR.format(parent=1))
     hog = models / "hog" / "1" / "model.py"
-    hog.write_text(HOG)
-    wrap_function(hog, "TritonPythonModel.execute", before=BEHAVIOUR.format(parent=0))
+    hog.write_text(PYTHON_HOG_MODEL)
+    wrap_function(hog, "TritonPythonModel.execute", before=INJECTED_BEHAVIOUR.format(parent=0))
     config = models / "hog" / "config.pbtxt"
     config.write_text(
         config.read_text().replace('"onnxruntime"', '"python"').replace("model.onnx", "model.py")
     )
     with ProductionServer(models) as server:
-        yield FaultyServer(server, models)
+        yield FailingServer(server, models)
 
 
 @contextlib.contextmanager
@@ -155,30 +155,30 @@ def test_probe_reports_history_that_cannot_be_written(production: ProductionServ
     assert run_probe(production, tmp_path).startswith("only align_mask is checked")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_container_with_a_dead_stub_process_is_replaced(
-    container: dict, repository: Path, number: signal.Signals, tmp_path: Path
+    container: dict, repository: Path, signal_number: signal.Signals, tmp_path: Path
 ):
     liveness = container["livenessProbe"]
     with ProductionServer(repository) as server, Kubelet(server, liveness, tmp_path) as kubelet:
         stub = next(process for process in server_processes(server.pid) if process.name == "align_mask")
         time.sleep(AFTER_PROBE_SECONDS)
-        os.kill(stub.pid, number)
+        os.kill(stub.pid, signal_number)
         failed_at = time.monotonic()
-        assert kubelet.seconds_until_restart() < NOTICE_SECONDS
-        assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of two instances"
+        assert kubelet.seconds_until_restart() < MAX_DECISION_SECONDS
+        assert kubelet.failures[-1].count("align_mask_0_") == 1, "one of two instances fails"
         assert "has made no progress" in kubelet.failures[-1]
         # Triton 2.51's own endpoints do not show the failure.
         for model in ("align_mask", "ensemble"):
             assert server.get(f"/v2/models/{model}/ready") == 200
-        # preStop uses up the grace period, SIGTERM gets 2 s, then the kubelet kills the container.
+        # preStop lasts longer than the grace period; then the kubelet sends SIGTERM, and SIGKILL 2 s later.
         time.sleep(liveness["terminationGracePeriodSeconds"] + 2)
         os.killpg(server.pid, signal.SIGKILL)
     assert "ConnectionRefusedError" in run_probe(server, tmp_path)
     with ProductionServer(repository) as server:
         time.sleep(container["startupProbe"]["periodSeconds"])
-        assert time.monotonic() - failed_at < REPLACE_SECONDS
-        assert run_probe(server, tmp_path) is None, "with the counters of the first server"
+        assert time.monotonic() - failed_at < MAX_REPLACEMENT_SECONDS
+        assert run_probe(server, tmp_path) is None, "the probe must accept the counters of the first server"
 
 
 def test_stopped_server_fails_the_probe(container: dict, repository: Path, tmp_path: Path):
@@ -186,7 +186,7 @@ def test_stopped_server_fails_the_probe(container: dict, repository: Path, tmp_p
         with Kubelet(server, container["livenessProbe"], tmp_path) as kubelet:
             time.sleep(AFTER_PROBE_SECONDS)
             os.kill(server.pid, signal.SIGSTOP)
-            assert kubelet.seconds_until_restart() < NOTICE_SECONDS
+            assert kubelet.seconds_until_restart() < MAX_DECISION_SECONDS
         os.kill(server.pid, signal.SIGKILL)
     assert "TimeoutError" in kubelet.failures[-1]
 
@@ -201,25 +201,25 @@ def test_stopped_server_fails_the_probe(container: dict, repository: Path, tmp_p
     ],
 )
 def test_failing_model_fails_the_probe(
-    container: dict, faulty: FaultyServer, tmp_path: Path, model: str, behaviour: str, reason: str
+    container: dict, failing: FailingServer, tmp_path: Path, model: str, behaviour: str, reason: str
 ):
-    with background_calls(faulty.server):
-        time.sleep(2)  # a batch that succeeds ends the failures of the test before
-        with Kubelet(faulty.server, container["livenessProbe"], tmp_path) as kubelet:
+    with background_calls(failing.server):
+        time.sleep(2)  # a successful batch resets the failures of the previous test
+        with Kubelet(failing.server, container["livenessProbe"], tmp_path) as kubelet:
             time.sleep(AFTER_PROBE_SECONDS)
             assert kubelet.failures == []
-            with faulty.behaviour(model, behaviour):
-                assert kubelet.seconds_until_restart() < NOTICE_SECONDS
+            with failing.behaviour(model, behaviour):
+                assert kubelet.seconds_until_restart() < MAX_DECISION_SECONDS
     assert reason in kubelet.failures[-1]
 
 
-def test_long_batch_passes_the_probe(container: dict, faulty: FaultyServer, tmp_path: Path):
-    """The limit is for one step of a batch, and the batch takes longer."""
+def test_long_batch_passes_the_probe(container: dict, failing: FailingServer, tmp_path: Path):
+    """The probe limits the time of each step of a batch, not of the batch."""
     frames, landmarks = photo_faces(2, 742)
     with (
-        faulty.behaviour("align_mask", "slow"),
-        Kubelet(faulty.server, container["livenessProbe"], tmp_path) as kubelet,
-        FaceFeatureClient(faulty.server.grpc_url, timeout=60) as client,
+        failing.behaviour("align_mask", "slow"),
+        Kubelet(failing.server, container["livenessProbe"], tmp_path) as kubelet,
+        FaceFeatureClient(failing.server.grpc_url, timeout=60) as client,
     ):
         start = time.monotonic()
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
@@ -261,7 +261,7 @@ def test_overloaded_server_passes_the_probe(container: dict, production: Product
 
 
 def test_rejected_requests_pass_the_probe(production: ProductionServer, tmp_path: Path):
-    """Wrong shapes, types and batch sizes, invalid faces; the heartbeat goes on after them."""
+    """The heartbeat continues after wrong shapes, types and batch sizes, and invalid faces."""
     frames, landmarks = photo_faces(2, 740)
     invalid = np.full_like(landmarks, np.nan)
     small, long = np.zeros((2, 3, 112, 50), np.float32), np.zeros((200, 3, 112, 112), np.float32)

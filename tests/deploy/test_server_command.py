@@ -1,4 +1,4 @@
-"""The start script serve.sh on a real tritonserver: options, access control, TLS and stops."""
+"""The start script serve.sh with a real tritonserver: options, access control, TLS and stops."""
 
 import contextlib
 import math
@@ -30,7 +30,7 @@ RESTRICTED = {
 
 @pytest.fixture(scope="module")
 def configured(repository: Path) -> Iterator[ProductionServer]:
-    """Give a server with a profile and an admin key."""
+    """Yield a server with a profile and an admin key."""
     with ProductionServer(repository, {"MODEL_CONFIG_NAME": "cpu", "ADMIN_KEY": KEY}) as server:
         yield server
 
@@ -47,7 +47,7 @@ def test_server_uses_the_options(production: ProductionServer, configured: Produ
 def test_cuda_memory_pool_holds_the_largest_batch_of_every_instance(
     production: ProductionServer, repository: Path, profile: str
 ):
-    """The portable configs use a GPU as well, where there is one."""
+    """config.pbtxt uses a GPU too, on a machine that has one."""
     sizes = re.findall(r"cuda_memory_pool_byte_size{\d}\s*\| (\d+)", production.log_path.read_text())
     assert len(sizes) == 8
     needed = 0
@@ -81,14 +81,14 @@ def test_wrong_environment_prevents_the_start(repository: Path, environment: dic
 
 
 @pytest.mark.parametrize("endpoint", RESTRICTED)
-def test_without_a_key_restricted_endpoints_stay_closed(production: ProductionServer, endpoint: str):
+def test_unset_admin_key_forbids_the_restricted_endpoints(production: ProductionServer, endpoint: str):
     with FaceFeatureClient(production.grpc_url) as client:
         for headers in ({}, {"triton-grpc-protocol-admin-key": KEY}):
             with pytest.raises(InferenceServerException, match="restricted"):
                 RESTRICTED[endpoint](client.connection, headers)
 
 
-def test_key_opens_the_restricted_endpoints(configured: ProductionServer):
+def test_admin_key_allows_the_restricted_endpoints(configured: ProductionServer):
     headers = {"triton-grpc-protocol-admin-key": KEY}
     with FaceFeatureClient(configured.grpc_url) as client:
         for call in RESTRICTED.values():
@@ -101,8 +101,8 @@ def test_key_opens_the_restricted_endpoints(configured: ProductionServer):
 
 def test_tls_requires_a_client_certificate_of_the_ca(repository: Path, tmp_path: Path):
     """The folder has the files of a mounted Secret of the type kubernetes.io/tls with a ca.crt."""
-    authority, stranger = trustme.CA(), trustme.CA()
-    for name, ca in (("ours", authority), ("strangers", stranger)):
+    authority, other_authority = trustme.CA(), trustme.CA()
+    for name, ca in (("trusted", authority), ("foreign", other_authority)):
         certificate = ca.issue_cert("127.0.0.1", "localhost")
         folder = tmp_path / name
         folder.mkdir()
@@ -115,20 +115,20 @@ def test_tls_requires_a_client_certificate_of_the_ca(repository: Path, tmp_path:
         folder = tmp_path / name
         return Tls(folder / "ca.crt", folder / "tls.crt", folder / "tls.key", server_name="localhost")
 
-    with ProductionServer(repository, {"TLS_FOLDER": str(tmp_path / "ours")}) as server:
-        with FaceFeatureClient(server.grpc_url, tls=tls("ours")) as client:
+    with ProductionServer(repository, {"TLS_FOLDER": str(tmp_path / "trusted")}) as server:
+        with FaceFeatureClient(server.grpc_url, tls=tls("trusted")) as client:
             assert client.features(frames, landmarks)["HOG"].shape == (2, 5408)
-        for wrong in (None, tls("strangers")):
+        for wrong in (None, tls("foreign")):
             with (
                 FaceFeatureClient(server.grpc_url, tls=wrong) as client,
                 pytest.raises((ServiceUnavailableError, TimeoutError)),
             ):
                 client.features(frames, landmarks, deadline=3.0)
-        assert server.get("/v2/models/align_mask/ready") == 200, "HTTP, for the probes, has no TLS"
+        assert server.get("/v2/models/align_mask/ready") == 200, "the probes use HTTP, which has no TLS"
 
 
 def test_clients_survive_the_end_of_old_connections(repository: Path):
-    """Connections end after one second instead of 30; calls on new ones give bit-identical results."""
+    """Connections end after 1 s instead of 30 s; calls on new connections give bit-identical outputs."""
     frames, landmarks = photo_faces(40, 711)
     quick = ("--grpc-max-connection-age=1000", "--grpc-max-connection-age-grace=30000")
     with (
@@ -136,12 +136,12 @@ def test_clients_survive_the_end_of_old_connections(repository: Path):
         FaceFeatureClient(server.grpc_url, batch_size=4) as client,
     ):
         expected = client.features(frames, landmarks)["HOG"]
-        before, seen = _sockets(), set()
+        before, used = _sockets(), set()
         end = time.monotonic() + 8
         while time.monotonic() < end:
             np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected)
-            seen |= _sockets()
-        assert len(seen - before) >= 4
+            used |= _sockets()
+        assert len(used - before) >= 4
 
 
 def test_sigterm_stops_the_server(repository: Path):
@@ -150,7 +150,7 @@ def test_sigterm_stops_the_server(repository: Path):
         assert comm == "tritonserver", "the kubelet's SIGTERM must not reach a shell"
         start = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - start < 30, "the exit timeout is for running requests"
+        assert time.monotonic() - start < 30, "a server without requests must not wait for the exit timeout"
 
 
 def _sockets() -> set[str]:

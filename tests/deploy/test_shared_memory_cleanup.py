@@ -1,4 +1,4 @@
-"""A server removes the shared memory of killed servers when it starts, and nothing else."""
+"""At its start a server removes the shared memory of killed servers and no other files."""
 
 import json
 import multiprocessing
@@ -9,7 +9,7 @@ import pytest
 
 from deploy.docker.shm_regions import RegionPrefix, remove_leftovers
 from deploy.local.server import STUB_MEMORY_BYTES
-from tests.support.small_file_systems import run_with_small
+from tests.support.small_file_systems import run_with_small_file_system
 
 KILL_REPEATEDLY = """
 import json, os, signal, subprocess, sys, tempfile
@@ -28,7 +28,7 @@ for name in ("triton_python_backend_shm_region_1", "triton_face_server_x.lock"):
 frames, landmarks = photo_faces(4, 760)
 
 def kill(*pids):
-    # All are stopped first, so that no process sees another one die.
+    # SIGSTOP to all processes first, so that no process reacts to the death of another one.
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             os.kill(pid, number)
@@ -36,43 +36,43 @@ def kill(*pids):
 def serve_and_kill():
     if kind == "serve.sh":
         with ProductionServer(repository) as server:
-            ask(server.grpc_url)
+            check(server.grpc_url)
             kill(*(process.pid for process in server_processes(server.pid)))
     else:
         process = start(repository)
-        ask(read_until_ready(process)["gRPC"])
-        kill(process.pid, *(one.pid for one in server_processes(tritonserver_pid(process))))
+        check(read_until_ready(process)["gRPC"])
+        kill(process.pid, *(child.pid for child in server_processes(tritonserver_pid(process))))
         process.communicate()
 
-def ask(url):
+def check(url):
     with FaceFeatureClient(url) as client:
         assert client.features(frames, landmarks)["HOG"].shape == (4, 5408)
 
-left = []
+used_bytes = []
 with LocalServer(repository, models=("pose_mlp",)) as second:
     kept = {path.name for path in second.shared_memory()}
     for _ in range(kills):
         serve_and_kill()
         used = sum(512 * path.stat().st_blocks for path in SHARED_MEMORY.iterdir() if path.name not in kept)
-        left.append(used)
+        used_bytes.append(used)
     assert {path.name for path in second.shared_memory()} == kept, "the living server's regions"
-    with FaceFeatureClient(second.grpc_url) as its_client:
-        assert its_client.pose(landmarks).shape == (4, 6)
+    with FaceFeatureClient(second.grpc_url) as second_client:
+        assert second_client.pose(landmarks).shape == (4, 6)
 with LocalServer(repository, models=("pose_mlp",)):
     pass
 files = sorted(path.name for path in SHARED_MEMORY.iterdir())
 folders = [path.name for path in Path(tempfile.gettempdir()).glob("triton-face-server-*")]
-print(json.dumps({"left": left, "files": files, "folders": folders}))
+print(json.dumps({"used_bytes": used_bytes, "files": files, "folders": folders}))
 """
 
 
 @pytest.mark.parametrize("kind", ["serve.sh", "make serve"])
 def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind: str):
-    """/dev/shm has room for one and a half servers and for a second server that keeps running."""
+    """/dev/shm has room for one and a half servers and a second, smaller one that keeps running."""
     kills = 3
-    of_one, of_second = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
-    megabytes = int(1.5 * of_one + of_second) // 2**20
-    done = run_with_small(
+    server_bytes, second_server_bytes = 8 * STUB_MEMORY_BYTES, 2 * STUB_MEMORY_BYTES
+    megabytes = int(1.5 * server_bytes + second_server_bytes) // 2**20
+    done = run_with_small_file_system(
         "/dev/shm",
         megabytes,
         KILL_REPEATEDLY,
@@ -84,8 +84,8 @@ def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found["left"]) == kills
-    assert all(of_one <= used < 1.2 * of_one for used in found["left"]), (
+    assert len(found["used_bytes"]) == kills
+    assert all(server_bytes <= used < 1.2 * server_bytes for used in found["used_bytes"]), (
         "regions of one server after each kill"
     )
     # The files of other programs stay.
@@ -94,8 +94,8 @@ def test_killed_server_starts_every_time(repository: Path, tmp_path: Path, kind:
 
 
 @pytest.fixture
-def dead(tmp_path: Path) -> RegionPrefix:
-    """Give the prefix of a dead server with two regions."""
+def dead_prefix(tmp_path: Path) -> RegionPrefix:
+    """Return the prefix of a dead server with two regions."""
     prefix = RegionPrefix(tmp_path)
     for number in range(2):
         (tmp_path / f"{prefix.name}{number}").write_bytes(b"region")
@@ -103,14 +103,14 @@ def dead(tmp_path: Path) -> RegionPrefix:
     return prefix
 
 
-def test_regions_of_a_dead_server_are_removed(dead: RegionPrefix, tmp_path: Path):
-    assert remove_leftovers(tmp_path) == [dead.name]
+def test_regions_of_a_dead_server_are_removed(dead_prefix: RegionPrefix, tmp_path: Path):
+    assert remove_leftovers(tmp_path) == [dead_prefix.name]
     assert list(tmp_path.iterdir()) == []
     assert remove_leftovers(tmp_path) == []
 
 
-def test_regions_of_a_running_server_stay(dead: RegionPrefix, tmp_path: Path):
-    """As for tritonserver, only a child process has the lock open."""
+def test_regions_of_a_running_server_stay(dead_prefix: RegionPrefix, tmp_path: Path):
+    """Only a child process, in the role of tritonserver, has the lock open."""
     living = RegionPrefix(tmp_path)
     region = tmp_path / f"{living.name}0"
     region.touch()
@@ -120,16 +120,16 @@ def test_regions_of_a_running_server_stay(dead: RegionPrefix, tmp_path: Path):
         os.read(reader, 1)
         os._exit(0)
     os.close(living.lock)
-    assert remove_leftovers(tmp_path) == [dead.name]
+    assert remove_leftovers(tmp_path) == [dead_prefix.name]
     assert region in living.regions
     os.write(writer, b"x")
     os.waitpid(child, 0)
     assert remove_leftovers(tmp_path) == [living.name]
 
 
-def test_interrupted_removal_is_completed(dead: RegionPrefix, tmp_path: Path):
-    dead.regions[0].unlink()
-    assert remove_leftovers(tmp_path) == [dead.name]
+def test_interrupted_removal_is_completed(dead_prefix: RegionPrefix, tmp_path: Path):
+    dead_prefix.regions[0].unlink()
+    assert remove_leftovers(tmp_path) == [dead_prefix.name]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,33 +145,34 @@ def test_files_of_other_programs_stay(tmp_path: Path):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_folder_among_the_regions_does_not_prevent_the_start(dead: RegionPrefix, tmp_path: Path):
-    (tmp_path / f"{dead.name}folder").mkdir()
-    assert remove_leftovers(tmp_path) == [dead.name]
-    assert [path.name for path in tmp_path.iterdir()] == [f"{dead.name}folder"]
+def test_folder_among_the_regions_does_not_prevent_the_start(dead_prefix: RegionPrefix, tmp_path: Path):
+    (tmp_path / f"{dead_prefix.name}folder").mkdir()
+    assert remove_leftovers(tmp_path) == [dead_prefix.name]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{dead_prefix.name}folder"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
-def test_regions_of_another_user_stay(dead: RegionPrefix, tmp_path: Path):
+def test_regions_of_another_user_stay(dead_prefix: RegionPrefix, tmp_path: Path):
     for path in tmp_path.iterdir():
         os.chown(path, 12345, 12345)
     assert remove_leftovers(tmp_path) == []
-    assert len(dead.regions) == 2
+    assert len(dead_prefix.regions) == 2
 
 
-def _reserve_and_die(folder: Path, count: int) -> None:
+def _create_region_and_unlock(folder: Path, count: int) -> None:
     for _ in range(count):
         remove_leftovers(folder)
         prefix = RegionPrefix(folder)
         (folder / f"{prefix.name}0").touch()
-        # Other processes clean up at the same time and must not remove this lock and region.
+        # The other processes remove leftovers at the same time; this lock and region must remain.
         assert len(prefix.regions) == 1
         assert (folder / f"{prefix.name.removesuffix('_')}.lock").exists()
         os.close(prefix.lock)
 
 
 def test_concurrent_starts_remove_no_regions_of_each_other(tmp_path: Path):
-    workers = [multiprocessing.Process(target=_reserve_and_die, args=(tmp_path, 300)) for _ in range(4)]
+    arguments = (tmp_path, 300)
+    workers = [multiprocessing.Process(target=_create_region_and_unlock, args=arguments) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

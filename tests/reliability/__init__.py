@@ -1,1 +1,1 @@
-"""Tests of what docs/reliability.md promises; `make chaos` and `make soak` run the long versions."""
+"""Tests of the promises of docs/reliability.md; `make chaos` and `make soak` run the long versions."""

@@ -1,6 +1,6 @@
 """`make chaos` and `make soak`: long measurements of the promises of docs/reliability.md, as a table.
 
-`chaos` writes chaos.json and chaos.md, `soak` writes soak.json, soak.md, soak.png and soak_samples.json. The
+`chaos` writes chaos.json and chaos.md; `soak` writes soak.json, soak.md, soak.png and soak_samples.json. The
 exit status is 1 if a promise is broken.
 """
 
@@ -27,13 +27,13 @@ from tests.support.machine import machine
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 FUZZ_EXAMPLES = 12_000
-"""Each is sent twice, a truncated one once: over 20,000 requests."""
+"""Number of hostile requests. All but the truncated ones are sent twice: over 20,000 in all."""
 
 OVERLOAD_SECONDS = 30.0
 ROUNDS = 3
 
 MAX_LATENCY_SECONDS = 2.5
-"""Limit of the p99 latency of accepted requests. Both queues, when full, hold a second and a half of work."""
+"""Limit of the p99 latency of accepted requests. Full queues hold a second and a half of work."""
 
 MAX_REJECTION_SECONDS = 0.1
 """Limit of the p99 latency of rejections."""
@@ -41,8 +41,8 @@ MAX_REJECTION_SECONDS = 0.1
 MAX_RECOVERY_SECONDS = 10.0
 MAX_RESTART_SECONDS = 30.0
 
-CONTROL_FRACTION = 0.1
-"""Duration of the run with the deliberate leak, as a fraction of the soak test's."""
+LEAK_RUN_FRACTION = 0.1
+"""Duration of the run with the deliberate leak, as a fraction of the soak test's duration."""
 
 LEAK_BYTES = 100_000
 """Deliberate leak in every dynamic batch, bytes."""
@@ -53,7 +53,7 @@ SAMPLES = 180
 
 def main() -> int:
     """Run `chaos` or `soak` and write its results."""
-    # SIGTERM raises KeyboardInterrupt, so that the servers stop in order.
+    # SIGTERM raises KeyboardInterrupt, so that the servers stop and remove their files.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _arguments()
     try:
@@ -92,7 +92,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _chaos(examples: int, rounds: int) -> Iterator[Row]:
-    # First: the garbage that hypothesis leaves in this process would add pauses to the latencies.
+    # Overload first: garbage collection of hypothesis' objects would add to the latencies.
     with LocalServer() as server:
         for row in _overload_rows(server):
             yield _print_row(row)
@@ -185,17 +185,17 @@ def _soak(minutes: float, results: Path) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         leaking = leaking_repository(DEFAULT_REPOSITORY, Path(folder), LEAK_BYTES)
         with LocalServer(leaking) as server:
-            control = soak(server, CONTROL_FRACTION * seconds, CONTROL_FRACTION * seconds / SAMPLES)
-    largest = max(control.growth_mb, key=control.growth_mb.get)
+            leak_report = soak(server, LEAK_RUN_FRACTION * seconds, LEAK_RUN_FRACTION * seconds / SAMPLES)
+    largest = max(leak_report.growth_mb, key=leak_report.growth_mb.get)
     yield Row(
-        f"control: a leak of {LEAK_BYTES} bytes per batch in align_mask is detected",
-        f"{process_name(largest)} {control.growth_mb[largest]:+.1f} MB "
-        f"in {CONTROL_FRACTION * minutes:g} minutes",
-        kept=control.growth_mb[largest] > LEAK_MB and largest.startswith("align_mask"),
+        f"a deliberate leak of {LEAK_BYTES} bytes per batch in align_mask is detected",
+        f"{process_name(largest)} {leak_report.growth_mb[largest]:+.1f} MB "
+        f"in {LEAK_RUN_FRACTION * minutes:g} minutes",
+        kept=leak_report.growth_mb[largest] > LEAK_MB and largest.startswith("align_mask"),
     )
-    reports = {"server": report, "server with a deliberate leak": control}
+    reports = {"server": report, "server with a deliberate leak": leak_report}
     results.mkdir(parents=True, exist_ok=True)
-    samples = {name: dataclasses.asdict(each) for name, each in reports.items()}
+    samples = {name: dataclasses.asdict(report) for name, report in reports.items()}
     (results / "soak_samples.json").write_text(json.dumps(samples) + "\n")
     plot_memory(reports, results / "soak.png")
 

@@ -17,13 +17,13 @@ from tests.support.make_serve import run_make_serve, tritonserver_pid
 from triton_face_client import FaceFeatureClient
 
 DIFFERENT_FACES = 40
-"""Different faces that each call repeats in random order, so that a lost or swapped row shows."""
+"""Different faces that each call repeats in random order, so that a lost or swapped row is detected."""
 
 FACES = 3000
 """Faces of one call."""
 
 CRASH_AFTER_SECONDS = 0.3
-"""From the start of a call to the crash."""
+"""Time from the start of a call to the crash."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CrashReport:
     Attributes
     ----------
     seconds : float
-        From the crash until the server is ready again.
+        Time from the crash until the server is ready again.
     faces, wrong : int
         Faces of the client's calls during the crash, and those whose outputs are wrong.
     """
@@ -43,12 +43,12 @@ class CrashReport:
     wrong: int
 
 
-def stub_crash(repository: Path, number: signal.Signals) -> CrashReport:
+def stub_crash(repository: Path, signal_number: signal.Signals) -> CrashReport:
     """Send a signal to an align_mask stub process of `make serve` while a client's call is in flight."""
     with run_make_serve(repository) as (process, lines), _Load(lines["gRPC"]) as load:
         time.sleep(CRASH_AFTER_SECONDS)
-        stubs = [one for one in server_processes(tritonserver_pid(process)) if one.name == "align_mask"]
-        os.kill(stubs[0].pid, number)
+        stubs = [stub for stub in server_processes(tritonserver_pid(process)) if stub.name == "align_mask"]
+        os.kill(stubs[0].pid, signal_number)
         crash = time.monotonic()
         for line in process.stderr:
             if "ready again" in line:

@@ -1,4 +1,4 @@
-"""Hostile requests over gRPC and HTTP, with valid ones between: rejected with a reason, no harm to others."""
+"""Fuzz test: hostile requests over gRPC and HTTP are rejected, valid requests between them succeed."""
 
 import collections
 import contextlib
@@ -34,7 +34,7 @@ HOSTILE_PER_SAMPLE = 500
 """Hostile requests between two samples of the server's memory."""
 
 REJECTED = ("INVALID_ARGUMENT", "400")
-"""The status of a caller's error in gRPC and in HTTP."""
+"""Statuses of a caller's error, in gRPC and in HTTP."""
 
 UNREADABLE = {
     ("INTERNAL", "Unable to parse request"),
@@ -73,7 +73,7 @@ def is_rejection(response: Response) -> bool:
 
 
 def fuzz(server: LocalServer, examples: int, derandomize: bool) -> FuzzReport:
-    """Send hostile requests, each over gRPC and over HTTP, with valid ones between.
+    """Send hostile requests, each over gRPC and over HTTP, and valid requests between them.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class _Session(contextlib.ExitStack):
         self._expected = self._client.features(*self._faces)
 
     def send(self, request: HostileRequest | TruncatedRequest) -> None:
-        """Send a hostile request; send a valid one and sample the memory when it is time."""
+        """Send a hostile request. In regular intervals, also send a valid request and sample the memory."""
         if isinstance(request, TruncatedRequest):
             responses = [send_truncated(self._channel, self._http, request)]
         else:

@@ -1,7 +1,7 @@
 """Hostile requests, drawn by hypothesis and sent without any client-side check.
 
-A hostile request is a valid one with one or two defects, each of which alone makes it invalid. It is a plain
-dataclass, so that hypothesis can simplify a failing request and print it.
+A hostile request is a valid request with one or two defects, each of which makes it invalid. It is a plain
+dataclass, so that hypothesis can simplify and print a request for which the test fails.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from tests.support.face_data import photo_faces
 
 FACES = 2
 CROP = (24, 20)
+"""Height and width of the frames, pixels."""
 
 RESPONSE_SECONDS = 30.0
 
@@ -74,13 +75,13 @@ class Response:
 _FRAMES, _LANDMARKS = photo_faces(FACES, 600, CROP)
 
 
-def valid_request(model: str, kind: str) -> HostileRequest:
-    """Return a valid request, still without defects; `kind` is FP32 or UINT8."""
+def valid_request(model: str, frames_type: str) -> HostileRequest:
+    """Return a valid request, still without defects; `frames_type` is FP32 or UINT8."""
     values = {"LANDMARKS": _LANDMARKS}
     if model == "hog":
         values = {"MASKED_FACES": np.zeros((FACES, 3, 112, 112), np.float32)}
     elif model != "pose_mlp":
-        is_float = kind == "FP32"
+        is_float = frames_type == "FP32"
         values["FRAMES" if is_float else "FRAMES_UINT8"] = (
             _FRAMES if is_float else (255 * _FRAMES).astype(np.uint8)
         )
@@ -103,7 +104,7 @@ def _any_tensor(draw: Draw, request: HostileRequest) -> Tensor:
 
 
 def _drop(draw: Draw, request: HostileRequest) -> None:
-    """Leave an input out."""
+    """Omit an input."""
     request.tensors.remove(_any_tensor(draw, request))
 
 
@@ -214,12 +215,12 @@ _DEFECTS_OF_FACES: tuple[Defect, ...] = (_invalid_landmarks, _tiny_frames)
 def hostile_requests(draw: Draw) -> HostileRequest:
     """Draw a hostile request."""
     model = draw(st.sampled_from(sorted(OUTPUTS)))
-    kind = draw(st.sampled_from(["FP32", "UINT8"]))
-    request = valid_request(model, kind)
+    frames_type = draw(st.sampled_from(["FP32", "UINT8"]))
+    request = valid_request(model, frames_type)
     defects = list(_DEFECTS_OF_REQUESTS)
     if model in ("ensemble", "align_mask"):
         defects += _DEFECTS_OF_FACES
-        defects += [_invalid_pixel] * (kind == "FP32")
+        defects += [_invalid_pixel] * (frames_type == "FP32")
     first = draw(st.sampled_from(defects))
     first(draw, request)
     request.defects.append(first.__doc__)
@@ -308,11 +309,11 @@ def send_http_bytes(
 
 @dataclasses.dataclass
 class TruncatedRequest:
-    """A valid request with one part cut off or, for the header length, too small.
+    """A valid request with one truncated part, or with a header length that is too small.
 
     Attributes
     ----------
-    model, kind : str
+    model, frames_type : str
         Arguments of `valid_request`.
     part : str
         "message" (gRPC), "header" (HTTP's JSON), "header length" (HTTP) or "data" (HTTP).
@@ -321,7 +322,7 @@ class TruncatedRequest:
     """
 
     model: str
-    kind: str
+    frames_type: str
     part: str
     keep: float
 
@@ -341,7 +342,7 @@ def send_truncated(
     channel: grpc.Channel, connection: http.client.HTTPConnection, truncated: TruncatedRequest
 ) -> Response:
     """Send a truncated request."""
-    request = valid_request(truncated.model, truncated.kind)
+    request = valid_request(truncated.model, truncated.frames_type)
     if truncated.part == "message":
         message = grpc_message(request)
         return send_grpc_bytes(channel, message[: int(truncated.keep * len(message))])

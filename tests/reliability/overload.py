@@ -32,7 +32,7 @@ MEASUREMENT_SECONDS = 1.0
 """Duration of one measurement of the throughput."""
 
 RECOVERED_FRACTION = 0.9
-"""Fraction of the capacity that counts as recovered; measurements without overload vary by 10 %."""
+"""Fraction of the capacity that counts as recovered, because measurements without overload vary by 10 %."""
 
 RECOVERY_SECONDS = 60.0
 """Longest wait for the recovery."""
@@ -50,7 +50,7 @@ class OverloadReport:
     capacity, rate : float
         Throughput of a closed loop before the overload, and requested rate of the open loop.
     sent, accepted, lost : int
-        Requests of the open loop: all, with outputs, without any response.
+        Requests of the open loop: all; with outputs; with neither outputs nor an error.
     throughput : float
         Faces computed per second during the overload.
     accepted_p50, accepted_p99 : float
@@ -60,7 +60,7 @@ class OverloadReport:
     statuses : dict of str to int
         gRPC status -> number of rejections.
     recovery : float
-        From the end of the overload until the throughput is the capacity again.
+        Time from the end of the overload until the throughput is the capacity again.
     """
 
     capacity: float
@@ -110,7 +110,7 @@ class _Outcome:
 
 
 class _Sender:
-    """One request, prepared once and sent many times."""
+    """A request that is prepared once and sent many times."""
 
     def __init__(self, connection: InferenceServerClient) -> None:
         frames, landmarks = sample_faces(FACES)

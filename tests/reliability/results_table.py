@@ -28,11 +28,11 @@ class Row:
     kept: bool
 
 
-def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folder: Path) -> str:
+def write_table(command: str, machine: Mapping[str, object], rows: list[Row], folder: Path) -> str:
     """Write `chaos.md` or `soak.md` and return its text."""
     description = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [
-        f"# Measured by `make {what}`",
+        f"# Measured by `make {command}`",
         "",
         description + ". The promises are those of [docs/reliability.md](../../docs/reliability.md).",
         "",
@@ -40,10 +40,10 @@ def write_table(what: str, machine: Mapping[str, object], rows: list[Row], folde
         "| --- | --- | --- |",
         *(f"| {row.promise} | {row.measured} | {'kept' if row.kept else '**broken**'} |" for row in rows),
     ]
-    if what == "soak":
+    if command == "soak":
         lines += ["", "![Memory of each process over the time](soak.png)"]
     text = "\n".join(lines) + "\n"
-    (folder / f"{what}.md").write_text(text)
+    (folder / f"{command}.md").write_text(text)
     return text
 
 

@@ -1,6 +1,6 @@
 """Memory of the server's processes and of /dev/shm under a mixed load over a long time.
 
-The same load on an `align_mask` with a deliberate leak is the positive control.
+The same load on an `align_mask` with a deliberate leak shows that the test detects leaks.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.processes import resident_by_process
 from triton_face_client import FaceFeatureClient
 
 CALLERS = 3
-"""Threads, each with its own client."""
+"""Number of threads, each with a separate client."""
 
 CALLS_PER_CLIENT = 50
 """Calls after which a caller opens a new client, as callers do in production."""
@@ -51,7 +51,7 @@ class SoakReport:
     faces, wrong : int
         Valid faces computed, and faces whose features are not bit-identical to the expected ones.
     failures : list of str
-        Exceptions that ended a caller.
+        Exceptions that ended callers.
     """
 
     seconds: list[float]
@@ -62,7 +62,7 @@ class SoakReport:
 
     @property
     def growth_mb(self) -> dict[str, float]:
-        """Return the growth of each entry of `memory_mb` after the warm-up."""
+        """Growth of each entry of `memory_mb` after the warm-up."""
         return {name: growth(samples) for name, samples in self.memory_mb.items()}
 
 

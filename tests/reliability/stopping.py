@@ -15,7 +15,7 @@ from tests.support.face_data import photo_faces
 from tests.support.raw_requests import tensor_input
 
 REQUESTS = 60
-"""Requests sent before the stop; they are about a second of work."""
+"""Number of requests before the stop: about a second of work."""
 
 REQUEST_FACES = 32
 
@@ -38,8 +38,8 @@ class StopReport:
     Attributes
     ----------
     accepted, in_flight, succeeded : int
-        Requests sent before the stop; those without a response when it began; those with the right response,
-        bit for bit.
+        Requests before the stop: all; those without a response when it began; those with a bit-identical
+        response.
     later : int
         Requests sent after the stop began.
     without_response : int

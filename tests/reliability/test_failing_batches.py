@@ -1,7 +1,7 @@
-"""Exceptions in align_mask's computation: which requests fail, what the metrics count, when it is not ready.
+"""Exceptions in align_mask's computation: failing requests, metrics, and readiness of the instance.
 
 The tests run the real model in a real stub process. Its computation raises an exception if a frame's first
-pixel has a certain value or a file exists.
+pixel has a certain value, or if a file exists.
 """
 
 import concurrent.futures
@@ -49,7 +49,7 @@ class Model:
         self._folder = folder
 
     def fail_all_batches(self, kind: str | None) -> None:
-        """Make every following batch raise an exception: "cuda", "bug", or none if None."""
+        """Make every following batch raise the exception "cuda" or "bug"; None lets batches succeed."""
         (self._folder / "failure").unlink(missing_ok=True)
         if kind:
             (self._folder / "failure").write_text(kind)
@@ -164,8 +164,8 @@ def test_instance_is_not_ready_after_three_failed_batches(model: Model, kind: st
         # A request without computation leaves the count unchanged.
         assert "neither of FRAMES" in model.send_without_frames()
     assert model.failed_batches() == probe.FAILURES
-    (trouble,) = probe.find_problems(model.metrics(), {})
-    assert trouble == "align_mask_0_0 has failed 3 batches in a row"
+    (problem,) = probe.find_problems(model.metrics(), {})
+    assert problem == "align_mask_0_0 has failed 3 batches in a row"
     model.fail_all_batches(None)
     assert isinstance(model.send(), np.ndarray)
     assert model.is_ready()

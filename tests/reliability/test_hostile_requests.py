@@ -23,13 +23,13 @@ def test_hostile_requests_are_rejected_and_harm_no_other_request(server: LocalSe
     assert {"INVALID_ARGUMENT", "400"} <= set(report.statuses)
 
 
-@pytest.mark.parametrize("kind", ["FP32", "UINT8"])
+@pytest.mark.parametrize("frames_type", ["FP32", "UINT8"])
 @pytest.mark.parametrize("model", OUTPUTS)
-def test_the_same_request_without_a_defect_is_accepted(server: LocalServer, model: str, kind: str):
+def test_request_without_defects_is_accepted(server: LocalServer, model: str, frames_type: str):
     connection = http.client.HTTPConnection(*server.http_url.split(":"))
     with grpc.insecure_channel(server.grpc_url) as channel:
-        assert send_over_grpc(channel, valid_request(model, kind)) == Response("OK", "")
-        assert send_over_http(connection, valid_request(model, kind)) == Response("200", "")
+        assert send_over_grpc(channel, valid_request(model, frames_type)) == Response("OK", "")
+        assert send_over_http(connection, valid_request(model, frames_type)) == Response("200", "")
     connection.close()
 
 
@@ -46,5 +46,5 @@ def test_the_same_request_without_a_defect_is_accepted(server: LocalServer, mode
         Response("no response", ""),
     ],
 )
-def test_other_responses_are_no_rejections(response: Response):
+def test_other_responses_do_not_count_as_rejections(response: Response):
     assert not is_rejection(response)

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local.server import STUB_MEMORY_BYTES
 from export.repository import read_config
-from tests.support.small_file_systems import run_with_small
+from tests.support.small_file_systems import run_with_small_file_system
 
 SERVE = textwrap.dedent(
     """
@@ -55,8 +55,8 @@ SEND_SMALL_AND_LARGE_REQUESTS = textwrap.dedent(
 )
 
 
-def test_too_small_shared_memory_is_reported_at_the_start(repository: Path):
-    done = run_with_small("/dev/shm", 64, SERVE, str(repository))
+def test_start_reports_too_small_shared_memory(repository: Path):
+    done = run_with_small_file_system("/dev/shm", 64, SERVE, str(repository))
     assert done.stdout.startswith("not started: tritonserver did not start: "), done.stderr
     assert "No space left on device" in done.stdout
     assert "shm-size" in done.stdout
@@ -64,11 +64,11 @@ def test_too_small_shared_memory_is_reported_at_the_start(repository: Path):
 
 
 @pytest.mark.slow
-def test_request_that_needs_more_shared_memory_fails_alone(repository: Path):
+def test_request_beyond_the_shared_memory_fails_without_harm_to_others(repository: Path):
     models = ("align_mask", "hog", "pose_mlp")
     stubs = sum(group.count for name in models for group in read_config(repository, name).instance_group)
     megabytes = stubs * STUB_MEMORY_BYTES // 2**20 + 100
-    done = run_with_small("/dev/shm", megabytes, SEND_SMALL_AND_LARGE_REQUESTS, str(repository))
+    done = run_with_small_file_system("/dev/shm", megabytes, SEND_SMALL_AND_LARGE_REQUESTS, str(repository))
     *rejections, last = done.stdout.splitlines()
     assert last == "outputs unchanged", done.stderr
     assert len(rejections) == 2
@@ -77,8 +77,8 @@ def test_request_that_needs_more_shared_memory_fails_alone(repository: Path):
         assert "shm-size" in line
 
 
-def test_full_disk_is_reported_at_the_start(repository: Path, tmp_path: Path):
-    done = run_with_small(str(tmp_path), 1, SERVE, str(repository), TMPDIR=str(tmp_path))
+def test_start_reports_a_full_disk(repository: Path, tmp_path: Path):
+    done = run_with_small_file_system(str(tmp_path), 1, SERVE, str(repository), TMPDIR=str(tmp_path))
     assert done.stdout.startswith(f"not started: cannot create the server's folder in {tmp_path}: "), (
         done.stderr
     )
@@ -87,7 +87,7 @@ def test_full_disk_is_reported_at_the_start(repository: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_server_keeps_computing_when_the_disk_fills(repository: Path, tmp_path: Path):
-    """Only the server's log loses lines."""
+    """Only lines of the server's log are lost."""
     script = SERVE.replace(
         'print("served")',
         """
@@ -109,7 +109,7 @@ def test_server_keeps_computing_when_the_disk_fills(repository: Path, tmp_path: 
                     np.testing.assert_array_equal(client.features(*faces)["HOG"], expected)
             print("served")""",
     ).replace("LocalServer(Path(sys.argv[1])):", "LocalServer(Path(sys.argv[1])) as server:")
-    done = run_with_small(str(tmp_path), 40, script, str(repository), TMPDIR=str(tmp_path))
+    done = run_with_small_file_system(str(tmp_path), 40, script, str(repository), TMPDIR=str(tmp_path))
     assert done.stdout == "No space left on device\nserved\n", done.stderr
 
 
@@ -135,7 +135,7 @@ def test_export_to_a_full_disk_keeps_the_old_model(repository: Path, tmp_path: P
         print(model.read_bytes() == before, sorted(path.name for path in model.parent.iterdir()))
         """
     )
-    done = run_with_small(str(tmp_path), 20, script, model, str(repository), str(tmp_path))
+    done = run_with_small_file_system(str(tmp_path), 20, script, model, str(repository), str(tmp_path))
     error, unchanged = done.stdout.splitlines()
     assert error.startswith("1 ")
     assert "No space left on device" in error
@@ -144,7 +144,7 @@ def test_export_to_a_full_disk_keeps_the_old_model(repository: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_read_only_repository_is_served(repository: Path, tmp_path: Path):
-    """As in production, where it is mounted read-only."""
+    """In production the repository is mounted read-only."""
     models = shutil.copytree(repository, tmp_path / "models")
     script = SERVE.replace("import sys\n", "import subprocess, sys\n", 1).replace(
         "try:\n",
@@ -160,6 +160,6 @@ def test_read_only_repository_is_served(repository: Path, tmp_path: Path):
     before = sorted(models.rglob("*"))
     unused = tmp_path / "unused"
     unused.mkdir()
-    done = run_with_small(str(unused), 1, script, str(models))
+    done = run_with_small_file_system(str(unused), 1, script, str(models))
     assert done.stdout == "Read-only file system\nserved\n", done.stderr
     assert sorted(models.rglob("*")) == before

@@ -25,7 +25,7 @@ def test_memory_does_not_grow_under_a_mixed_load(own_server: LocalServer):
 
 
 @pytest.mark.slow
-def test_a_leak_is_detected(repository: Path, tmp_path: Path):
+def test_detects_a_leak(repository: Path, tmp_path: Path):
     """The load lasts until the leak is large enough, because a slow machine computes fewer batches."""
     with LocalServer(leaking_repository(repository, tmp_path, LEAK_BYTES)) as server:
         for seconds in (20.0, 40.0, 80.0):

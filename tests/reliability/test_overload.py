@@ -11,7 +11,7 @@ QUEUED_REQUESTS = 64
 """align_mask's queue limit."""
 
 
-def test_overloaded_server_answers_or_rejects_every_request_and_recovers(own_server: LocalServer):
+def test_overloaded_server_computes_or_rejects_every_request_and_recovers(own_server: LocalServer):
     report = overload(own_server, 5.0)
     assert report.lost == 0
     assert set(report.statuses) == {"UNAVAILABLE"}

@@ -26,16 +26,16 @@ from tests.support.raw_requests import infer
 from triton_face_client import FaceFeatureClient, FaceServiceError
 
 RESTART_SECONDS = 120
-"""Generous: `make chaos` measures the restart on an otherwise idle machine."""
+"""Time limit of a restart on a busy machine; `make chaos` measures it on an idle machine."""
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
 def test_dead_or_stopped_stub_process_is_replaced_and_no_face_is_lost(
-    repository: Path, number: signal.Signals
+    repository: Path, signal_number: signal.Signals
 ):
-    report = stub_crash(repository, number)
+    report = stub_crash(repository, signal_number)
     assert report.seconds < RESTART_SECONDS
     assert report.faces > 0
     assert report.wrong == 0
@@ -55,7 +55,7 @@ def test_killed_server_restarts_on_its_ports(repository: Path):
 
 
 def test_hanging_stub_process_is_replaced(repository: Path, tmp_path: Path):
-    """The stub process waits in a batch, as for a lock: only a request without a response shows it."""
+    """The stub process hangs in a batch, as in a deadlock: only a request without a response shows this."""
     models, hold = shutil.copytree(repository, tmp_path / "models"), tmp_path / "hold"
     code = models / "align_mask" / "1" / "model.py"
     wait = f"while Path({str(hold)!r}).exists(): time.sleep(1)"
@@ -73,7 +73,7 @@ def test_hanging_stub_process_is_replaced(repository: Path, tmp_path: Path):
 
 
 def test_model_that_fails_every_batch_is_replaced(repository: Path, tmp_path: Path):
-    """As after a CUDA error that persists: the processes live, and every request fails."""
+    """The processes run, but every request fails, as after a persistent CUDA error."""
     models, broken = shutil.copytree(repository, tmp_path / "models"), tmp_path / "broken"
     code = models / "align_mask" / "1" / "align_mask" / "pipeline.py"
     error = "CUDA error: an illegal memory access was encountered"
@@ -148,7 +148,7 @@ def test_health_endpoints_of_triton_2_51_ignore_a_killed_stub_process(repository
     frames, landmarks = photo_faces(1, 375)
     with LocalServer(repository) as server, FaceFeatureClient(server.grpc_url) as client:
         assert client.connection.get_server_metadata().version == "2.51.0"
-        stub = next(one for one in server_processes(server.pid) if one.name == "align_mask")
+        stub = next(process for process in server_processes(server.pid) if process.name == "align_mask")
         os.kill(stub.pid, signal.SIGKILL)
         responses = set()
         for _ in range(40):

@@ -46,9 +46,9 @@ def test_landmarks_of_photograph_lie_on_face():
     crop, landmarks = photograph()
     assert (landmarks > 0).all()
     assert (landmarks < crop.shape[2]).all()
-    face = oracles.hull_by_integers(landmarks.astype(int), crop.shape[1])
+    face = oracles.exact_hull_mask(landmarks.astype(int), crop.shape[1])
     red, _, blue = crop[:, face].mean(axis=1)
     assert red > blue + 0.1
-    eye = oracles.hull_by_integers(landmarks[36:42].round().astype(int), crop.shape[1])
+    eye = oracles.exact_hull_mask(landmarks[36:42].round().astype(int), crop.shape[1])
     cheek = crop[:, int(landmarks[29, 1]), int(landmarks[39, 0])]
     assert crop[:, eye].mean() < cheek.mean()

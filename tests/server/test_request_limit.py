@@ -11,7 +11,7 @@ from align_mask.face_checks import request_size_error
 from export.repository import DEFAULT_REPOSITORY, read_config
 from tests.support.face_data import photo_faces
 from tests.support.raw_requests import infer
-from tests.support.small_file_systems import run_with_small
+from tests.support.small_file_systems import run_with_small_file_system
 from triton_face_client import FaceFeatureClient
 
 MAX_REQUEST_PIXELS = int(
@@ -78,5 +78,5 @@ def test_largest_request_fits_grpc_message():
 @pytest.mark.slow
 def test_both_instances_answer_largest_requests_in_shared_memory_of_a_pod(repository: Path):
     """/dev/shm has 1 GiB, as in deploy/k8s/base/deployment.yaml. A region that has grown never shrinks."""
-    run = run_with_small("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
+    run = run_with_small_file_system("/dev/shm", 1024, TWO_LARGEST_REQUESTS, str(repository), timeout=300)
     assert run.stdout == "[16, 16]\n[16, 16]\n2 regions\n", run.stdout + run.stderr

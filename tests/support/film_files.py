@@ -7,7 +7,7 @@ import numpy as np
 from examples import make_film
 
 FRAMES = 12
-FAILED_ROW, NAN_ROW, FLAT_ROW = 3, 7, 9
+FAILED_ROW, NAN_ROW, LINE_ROW = 3, 7, 9
 
 
 def write_film(folder: Path) -> np.ndarray:
@@ -16,8 +16,8 @@ def write_film(folder: Path) -> np.ndarray:
 
 
 def write_table(path: Path, landmarks: np.ndarray) -> None:
-    """Write a table with three invalid rows: no detected face, a NaN, and all landmarks on a line."""
+    """Write a table with three invalid rows: no detected face, a NaN, and all landmarks on one line."""
     points = landmarks.copy()
     points[NAN_ROW, 5, 1] = np.nan
-    points[FLAT_ROW, :, 1] = 100
+    points[LINE_ROW, :, 1] = 100
     make_film.write_openface_table(path, points, frame_without_face=FAILED_ROW)

@@ -1,4 +1,4 @@
-"""Faults injected into a copied model: code that runs before or after one of its functions."""
+"""Code injected into a copied model: it runs before or after calls of a function, to make them fail."""
 
 import textwrap
 from pathlib import Path
@@ -29,9 +29,9 @@ def wrap_function(module: Path, function: str, before: str = "pass", after: str 
     Parameters
     ----------
     module : Path
-        A copy of the file; the shipped file must stay as it is.
+        File in a copy of the repository; the original must not change.
     function : str
-        Its function, or `Class.method`.
+        Name of the function, or `Class.method`.
     before, after : str
         Statements to run before and after each call. `args` has the call's arguments.
     """

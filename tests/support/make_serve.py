@@ -1,4 +1,4 @@
-"""`make serve` in a process of its own."""
+"""`make serve` in a separate process."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.local.server import PROJECT
 
 STOP_SECONDS = 180.0
-"""Longest duration of a stop; generous, because a stop takes seconds on an otherwise idle machine."""
+"""Time limit of a stop, which takes seconds on an otherwise idle machine."""
 
 FREE_PORTS = {"HTTP_PORT": "0", "GRPC_PORT": "0", "METRICS_PORT": "0"}
 

@@ -1,8 +1,8 @@
 """Expected outputs, computed independently of the project.
 
-Nothing here imports the project. Masks and HOG come from scipy and scikit-image, called as at training time;
-alignment and warp from float64 NumPy that samples one formula per pixel; the mask a second time from exact
-integer geometry; orientation bins from torch's float32 atan2, the arithmetic of py-feat.
+This module does not import the project. scipy and scikit-image compute masks and HOG, called as at training
+time. NumPy computes alignment and warp in float64, and masks a second time in exact integers. torch's float32
+atan2 gives the orientation bins, as in py-feat.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from skimage.morphology.convex_hull import grid_points_in_poly
 
 
 def affine(landmarks: np.ndarray, face_size: int = 112, box_enlarge: float = 2.5) -> np.ndarray:
-    """Return the float64 ``[2, 3]`` map of one face's landmarks ``[68, 2]``, by complex numbers."""
+    """Return one face's affine map, float64 ``[2, 3]``, from its landmarks ``[68, 2]`` as complex numbers."""
     z = landmarks[:, 0].astype(np.float64) + 1j * landmarks[:, 1].astype(np.float64)
     right, left = z[36:42].sum() / 6, z[42:48].sum() / 6
     rotation = np.conj(left - right) / abs(left - right)
@@ -70,8 +70,11 @@ def mask(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
     return filled
 
 
-def hull_by_integers(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
-    """Return the hull's pixels, edges included, from exact integer half-planes (Andrew's monotone chain)."""
+def exact_hull_mask(landmarks: np.ndarray, face_size: int = 112) -> np.ndarray:
+    """Return the mask of the hull of integer landmarks, edges included.
+
+    Andrew's monotone chain gives the corners; the tests of half-planes use exact integers.
+    """
     points = sorted({(int(x), int(y)) for x, y in landmarks})
 
     def chain(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -113,7 +116,7 @@ def orientation_bins(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
 
 
 def gradients(face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the float32 gradients of the strongest channel of a face ``[3, S, S]``."""
+    """Return gx and gy, float32 ``[S, S]``, of each pixel's strongest channel of a face ``[3, S, S]``."""
     gx, gy = np.zeros_like(face), np.zeros_like(face)
     gx[:, :, 1:-1] = face[:, :, 2:] - face[:, :, :-2]
     gy[:, 1:-1] = face[:, 2:] - face[:, :-2]

@@ -46,7 +46,7 @@ class Prometheus(contextlib.AbstractContextManager):
         labels: Mapping[str, str] | None = None,
         rules: Sequence[Path] = (),
     ) -> None:
-        self._scraped = {"targets": [target], "labels": dict(labels or {})}
+        self._static_config = {"targets": [target], "labels": dict(labels or {})}
         self._job = job
         self._rules = [str(path) for path in rules]
 
@@ -59,7 +59,7 @@ class Prometheus(contextlib.AbstractContextManager):
         folder = Path(self._folder.name)
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "scrape_configs": [{"job_name": self._job, "static_configs": [self._scraped]}],
+            "scrape_configs": [{"job_name": self._job, "static_configs": [self._static_config]}],
             "rule_files": self._rules,
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
@@ -92,21 +92,21 @@ class Prometheus(contextlib.AbstractContextManager):
         self._folder.cleanup()
 
     def query(self, expression: str) -> dict[str, float]:
-        """Return the current values of an expression, by the series' distinguishing labels."""
+        """Return the current values of an expression, by the labels in which its series differ."""
         found = self._get("query", {"query": expression})
-        return {_distinguishing(series["metric"]): float(series["value"][1]) for series in found}
+        return {_distinguishing_labels(series["metric"]): float(series["value"][1]) for series in found}
 
     def query_range(
         self, expression: str, start: float, end: float, step: float
     ) -> list[tuple[dict[str, str], np.ndarray]]:
-        """Return each series between two Unix times: its labels, and times and values, [K, 2]."""
+        """Return labels, and times and values ``[K, 2]``, of each series between two Unix times."""
         found = self._get("query_range", {"query": expression, "start": start, "end": end, "step": step})
         return [(series["metric"], np.array(series["values"], dtype=float)) for series in found]
 
     def _get(self, endpoint: str, parameters: Mapping[str, object]) -> list[dict]:
         url = f"http://{self._address}/api/v1/{endpoint}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url) as answer:
-            return json.load(answer)["data"]["result"]
+        with urllib.request.urlopen(url) as response:
+            return json.load(response)["data"]["result"]
 
     def _is_ready(self) -> bool:
         try:
@@ -116,7 +116,7 @@ class Prometheus(contextlib.AbstractContextManager):
             return False
 
 
-def _distinguishing(metric: Mapping[str, str]) -> str:
+def _distinguishing_labels(metric: Mapping[str, str]) -> str:
     """Return the values of the labels in which the series of one target and metric differ."""
     ignored = {"__name__", "instance", "job", "model"}
     return ",".join(value for name, value in sorted(metric.items()) if name not in ignored)

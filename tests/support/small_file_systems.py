@@ -1,4 +1,4 @@
-"""Scripts that see a small file system mounted on a folder, in a private mount namespace."""
+"""Python scripts in a private mount namespace, where a folder is a small file system."""
 
 import os
 import shlex
@@ -12,12 +12,13 @@ from deploy.local.server import PROJECT
 NAMESPACE = ("unshare", "--mount", "--map-root-user")
 
 
-def run_with_small(
+def run_with_small_file_system(
     folder: str, megabytes: int, script: str, *arguments: str, timeout: float = 180, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a Python script that sees a small file system mounted on `folder`; other processes do not.
+    """Run a Python script that sees a tmpfs of some megabytes on `folder`; other processes do not see it.
 
-    The test is skipped where the system forbids mount namespaces, as some containers do.
+    `arguments` are those of the script, `environment` has further variables. If the system forbids mount
+    namespaces, as some containers do, the test is skipped.
     """
     if subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system forbids mount namespaces (unshare --mount --map-root-user)")

@@ -56,7 +56,7 @@ def test_hulls_equal_integer_geometry():
     landmarks = extreme_aligned_landmarks(300, 22)
     landmarks[:, [0, 16], 1] = 0  # no rows above the jaw ends, so no forehead box
     for mask, points in zip(masks_of(landmarks), landmarks, strict=True):
-        np.testing.assert_array_equal(mask, oracles.hull_by_integers(points))
+        np.testing.assert_array_equal(mask, oracles.exact_hull_mask(points))
 
 
 def test_mask_includes_edges_and_vertices():
@@ -77,7 +77,7 @@ def test_mask_includes_edges_and_vertices():
 def test_forehead_box_follows_numpy_slices(jaw_left: tuple[int, int], box: tuple[slice, slice]):
     points = SQUARE.copy()
     points[0] = jaw_left
-    expected = oracles.hull_by_integers(points)
+    expected = oracles.exact_hull_mask(points)
     expected[box] = True
     np.testing.assert_array_equal(masks_of(points[None])[0], expected)
 
