@@ -68,7 +68,7 @@ accept: $(BIN)/.installed-test
 	  $(if $(TLS_NAME),--tls-name $(TLS_NAME))
 
 deploy-check: $(BIN)/.installed-test models $(DEBIAN)/.prometheus $(DEBIAN)/.kubectl
-	$(BIN)/python -m pytest -v tests/deploy
+	$(BIN)/python -m pytest $(PARALLEL) --dist load tests/deploy
 
 container-check: $(BIN)/.installed-test
 	$(BIN)/python -m pytest -v tests/container
@@ -105,7 +105,7 @@ models: $(HOG_MODEL) $(POSE_MODEL)
 
 install: $(BIN)/.installed
 
-$(HOG_MODEL): export/hog/command.py export/hog/graph.py export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
+$(HOG_MODEL): $(wildcard export/hog/*.py) export/repository.py model_repository/hog/config.pbtxt | $(BIN)/.installed
 	$(BIN)/python -m export hog
 
 # Runs each time: the model's metadata, not its date, show whether it is outdated or exported from other weights.

@@ -224,7 +224,7 @@ def test_long_batch_passes_the_probe(container: dict, failing: FailingServer, tm
         start = time.monotonic()
         infer(client, "align_mask", {"FRAMES": frames, "LANDMARKS": landmarks}, ["MASK"])
         assert time.monotonic() - start > probe.STALE_SECONDS + 2
-    assert kubelet.probes > 2
+    assert kubelet.probes >= 2
     assert kubelet.failures == []
 
 
