@@ -12,7 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.capacity.autoscaler import Autoscaler
-from benchmarks.capacity.page import write_page
+from benchmarks.capacity.page import PLOTTED, write_results
 from benchmarks.capacity.pod import MEASURED, PodModel, derive_model, simulate_load, simulate_row
 from benchmarks.capacity.rise import PENDING, RATIO, Fleet, simulate_rise
 from deploy.monitoring.panels import AUTOSCALER, scaling_targets
@@ -32,9 +32,6 @@ P99_LIMIT_MS = 500.0
 
 CAPACITY_SECONDS = 120
 """Length of each simulation that searches for a pod's capacity."""
-
-PLOTTED = ("as shipped", "ratio 0.3", "ratio 1 alone", "fixed")
-"""Names of the fleets in the picture."""
 
 SHIPPED = scaling_targets()
 FLEETS = {
@@ -73,12 +70,7 @@ def main() -> None:
         "shipped": SHIPPED,
         "fleets": fleets,
     }
-    text = json.dumps(result, default=lambda value: value.tolist())
-    # Round all figures to four digits.
-    result = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "capacity.json").write_text(json.dumps(result) + "\n")
-    write_page(result, arguments.results)
+    write_results(result, arguments.results)
 
 
 def find_capacity(model: PodModel, faces: int, seed: int) -> float:

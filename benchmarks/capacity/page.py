@@ -1,5 +1,6 @@
-"""Page and picture of `make capacity`, from its JSON alone."""
+"""JSON, page and picture of `make capacity`; page and picture follow from the JSON alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ FLEET_COLUMNS = {
     "pod-minutes": "{pod_minutes:.0f}",
 }
 PANELS = {"pods": ("pods", 1), "rejected_share": ("rejected attempts, %", 100), "p99_ms": ("p99, s", 1e-3)}
+
+PLOTTED = ("as shipped", "ratio 0.3", "ratio 1 alone", "fixed")
+"""Names of the fleets in the picture."""
+
+
+def write_results(result: dict[str, Any], folder: Path) -> None:
+    """Write `capacity.json`, with all figures rounded to four digits, and the page into the folder."""
+    text = json.dumps(result, default=lambda value: value.tolist())
+    result = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "capacity.json").write_text(json.dumps(result) + "\n")
+    write_page(result, folder)
 
 
 def write_page(result: dict[str, Any], folder: Path) -> None:
