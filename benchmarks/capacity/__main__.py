@@ -27,11 +27,8 @@ FITTED_FACES = 8
 RISE = 3
 """Load after the rise divided by the load before it."""
 
-P99_LIMIT_MS = 500.0
-"""Limit of the p99 latency that defines a pod's capacity."""
-
-CAPACITY_SECONDS = 120
-"""Length of each simulation that searches for a pod's capacity."""
+P99_LIMIT_MS, CAPACITY_SECONDS = 500.0, 120
+"""Limit of the p99 latency that defines a pod's capacity; length of each simulation that searches for it."""
 
 SHIPPED = scaling_targets()
 FLEETS = {
