@@ -12,7 +12,7 @@ from benchmarks.capacity.pod import Clock, Pod, PodModel
 
 RATIO, PENDING = "triton_face_queue_compute_ratio", "triton_face_pending_requests"
 RISE_AT, HOLD_AT, END = 300, 900, 1500
-"""Seconds at which the load rises, the last period begins (a fleet should reject nothing then), and the end."""
+"""Seconds: the load rises, the last period begins, in which no fleet should reject requests, and the end."""
 
 RAMP_SECONDS = 60
 """Time until a ready pod gets its full share of the load: connections and DNS caches last 30 s each."""
