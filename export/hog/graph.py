@@ -18,13 +18,13 @@ opposite, which has the same orientation. Two facts determine the bin: the side 
 right (below 90 degrees) or left, and the range of its slope ``|gy| / |gx|`` between the limits tan 22.5°, 1
 and 1 / tan 22.5°.
 
-The borders at 45, 90, 135 and 180 degrees need care. Gradients of textureless and synthetic regions lie
-exactly on these borders. Gradients along the edge of the fill value, where 128 is beside small and similar
-values, lie within a float32 ulp of them. For these gradients the rounding of the reference, py-feat with
-torch, decides. It computes atan2, degrees, modulo and division in float32, which moves its borders down by
-about 1e-7 radians, depending on the sign of ``gy``. `BORDER_SHIFTS` holds these shifts, measured on 4 million
-gradients at each border. The other borders are irrational slopes, near which gradients are no more frequent
-than elsewhere.
+The borders between bins at 45, 90, 135 and 180 degrees need care. Gradients of textureless and synthetic
+regions lie exactly on these borders. Gradients along the edge of the fill value, where 128 is beside small
+and similar values, lie within a float32 ulp of them. For these gradients the rounding of the reference, py-
+feat with torch, decides. It computes atan2, degrees, modulo and division in float32, which moves its borders
+down by about 1e-7 radians, depending on the sign of ``gy``. `BORDER_SHIFTS` holds these shifts, measured on
+4 million gradients at each border. The other borders are irrational slopes, near which gradients are no more
+frequent than elsewhere.
 """
 
 import math
@@ -49,7 +49,7 @@ BORDER_SHIFTS = {
     "upward_90": 1.03316e-7,
     "upward_135": 1.56462e-7,
 }
-"""Distance in radians from each border down to the border of the reference (torch 2.13, CPU).
+"""Radians by which the reference (torch 2.13, CPU) changes the bin before each border.
 
 Downward means ``gy >= 0``. A downward gradient past the shifted border at 180 degrees is in bin 0. An upward
 gradient near 180 degrees stays in bin 7, because the reference clamps the bin.
@@ -66,8 +66,9 @@ def build_hog_graph(face_size: int) -> onnx.ModelProto:
     """Build MASKED_FACES float32 ``[N, 3, face_size, face_size]`` -> HOG float32 ``[N, features]``.
 
     The features equal ``skimage.feature.hog(face, orientations=8, pixels_per_cell=(8, 8),
-    cells_per_block=(2, 2), block_norm="L2-Hys", channel_axis=-1)`` within 1e-5, in its order: block row,
-    block column, cell row, cell column, orientation.
+    cells_per_block=(2, 2), block_norm="L2-Hys", channel_axis=-1)`` within 1e-5, except along the border of
+    fill values (docs/SPEC.md, section 4). Their order is block row, block column, cell row, cell column,
+    orientation.
 
     Parameters
     ----------
@@ -109,8 +110,8 @@ _END = 2**63 - 1
 _CONSTANTS = f"""
     int64[2] channel_and_row = {{1, 2}},
     int64[2] channel_and_column = {{1, 3}},
-    int64[8] row_border = {{0, 0, 1, 0, 0, 0, 1, 0}},
-    int64[8] column_border = {{0, 0, 0, 1, 0, 0, 0, 1}},
+    int64[8] row_padding = {{0, 0, 1, 0, 0, 0, 1, 0}},
+    int64[8] column_padding = {{0, 0, 0, 1, 0, 0, 0, 1}},
     int64[2] cell_axes = {{1, 2}},
     int64[2] block_00 = {{0, 0}},
     int64[2] block_01 = {{0, 1}},
@@ -151,11 +152,11 @@ def _gradients() -> str:
     right_{c} = Slice (MASKED_FACES, {c}_next, {c}_next_end, channel_and_column)
     left_{c} = Slice (MASKED_FACES, {c}_previous, {c}_previous_end, channel_and_column)
     inner_gx_{c} = Sub (right_{c}, left_{c})
-    gx_{c} = Pad (inner_gx_{c}, column_border)
+    gx_{c} = Pad (inner_gx_{c}, column_padding)
     below_{c} = Slice (MASKED_FACES, {c}_next, {c}_next_end, channel_and_row)
     above_{c} = Slice (MASKED_FACES, {c}_previous, {c}_previous_end, channel_and_row)
     inner_gy_{c} = Sub (below_{c}, above_{c})
-    gy_{c} = Pad (inner_gy_{c}, row_border)
+    gy_{c} = Pad (inner_gy_{c}, row_padding)
     gx_squared_{c} = Mul (gx_{c}, gx_{c})
     gy_squared_{c} = Mul (gy_{c}, gy_{c})
     energy_{c} = Add (gx_squared_{c}, gy_squared_{c})
@@ -180,21 +181,22 @@ _STRONGEST_CHANNEL = """
 
 # Find the side to which the gradient, or its opposite if it points upwards, leans, and the range of its
 # slope. Near a diagonal, the angle differs from the diagonal's by (rise - run) / (2 run). Each limit is gy
-# times a factor that depends on the sign of gy; LeakyRelu applies the factor.
+# times a factor that depends on the sign of gy: LeakyRelu scales a negative gy by the ratio of the two
+# factors, and Mul applies the factor of downward gradients.
 _ORIENTATION = f"""
     points_up = Less (gy, zero)
     run = Abs (gx)
     rise = Abs (gy)
 
-    lean_by_sign = LeakyRelu <alpha = {BORDER_SHIFTS["upward_90"] / BORDER_SHIFTS["downward_90"]}> (gy)
-    lean_limit = Mul (lean_by_sign, lean_factor)
+    gy_for_lean = LeakyRelu <alpha = {BORDER_SHIFTS["upward_90"] / BORDER_SHIFTS["downward_90"]}> (gy)
+    lean_limit = Mul (gy_for_lean, lean_factor)
     left_of_limit = LessOrEqual (gx, lean_limit)
     leans_left = Xor (points_up, left_of_limit)
 
-    right_by_sign = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_45"] / BORDER_SHIFTS["downward_45"]}> (gy)
-    right_limit = Mul (right_by_sign, right_factor)
-    left_by_sign = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_135"] / BORDER_SHIFTS["downward_135"]}> (gy)
-    left_limit = Mul (left_by_sign, left_factor)
+    gy_for_right = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_45"] / BORDER_SHIFTS["downward_45"]}> (gy)
+    right_limit = Mul (gy_for_right, right_factor)
+    gy_for_left = LeakyRelu <alpha = {-BORDER_SHIFTS["upward_135"] / BORDER_SHIFTS["downward_135"]}> (gy)
+    left_limit = Mul (gy_for_left, left_factor)
     diagonal_limit = Where (leans_left, left_limit, right_limit)
     excess = Sub (rise, run)
     over_45 = Greater (excess, diagonal_limit)

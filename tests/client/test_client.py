@@ -193,6 +193,7 @@ def test_stream_reads_few_chunks_ahead_and_keeps_their_order(server: LocalServer
             for name, rows in answers.items():
                 np.testing.assert_array_equal(rows, expected[name][number : number + len(rows)])
     assert len(chunks_ahead) == 60
+    # Twice in_flight, and the chunk that was just answered.
     assert max(chunks_ahead) <= 2 * 3 + 1
 
 
@@ -283,7 +284,7 @@ def test_pose_of_invalid_faces_is_nan_or_an_error(client: FaceFeatureClient):
     landmarks[1, 5], landmarks[4, 45] = np.nan, landmarks[4, 36]
     landmarks[2, 7] = 1e39  # infinite as float32
     with pytest.raises(
-        InvalidFacesError, match="face 1: non-finite landmark: point 5.*; face 2: .*; face 4: no eye dis"
+        InvalidFacesError, match="face 1: non-finite landmark: point 5.*; face 2: .*; face 4: no eye distance"
     ):
         client.pose(landmarks)
     for pose in (
@@ -337,9 +338,9 @@ def test_rejects_invalid_settings():
         client.pose(LANDMARKS, on_invalid="skip")
 
 
-def nose_direction(pitch: float, roll: float, yaw: float) -> np.ndarray:
+def nose_direction(raw_pitch: float, raw_roll: float, raw_yaw: float) -> np.ndarray:
     """Return the direction of the nose in camera axes (x right, y down, z away) for raw angles in radians."""
-    return Rotation.from_euler("xyz", [pitch, roll, yaw]).apply([0, 0, -1])
+    return Rotation.from_euler("xyz", [raw_pitch, raw_roll, raw_yaw]).apply([0, 0, -1])
 
 
 def test_subject_pose_has_the_documented_signs():

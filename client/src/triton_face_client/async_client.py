@@ -77,7 +77,7 @@ class AsyncFaceFeatureClient(BaseClient):
             return Answers({"POSE": pose}, refused)
         options = self._call_options(on_invalid, deadline)
         call = self._face_call(await self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
-        return await self._answer(call, options)
+        return await self._run_call(call, options)
 
     async def align(
         self,
@@ -93,7 +93,7 @@ class AsyncFaceFeatureClient(BaseClient):
         call = self._face_call(
             await self.model("align_mask", options.seconds_left), frames, landmarks, outputs
         )
-        return await self._answer(call, options)
+        return await self._run_call(call, options)
 
     async def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
         """Compute raw head pose from landmarks only; see `FaceFeatureClient.pose`."""
@@ -109,16 +109,16 @@ class AsyncFaceFeatureClient(BaseClient):
         """Compute features of any number of chunks; see `FaceFeatureClient.stream`."""
         model, options = await self.model("ensemble"), self._call_options(on_invalid, None)
         calls = (self._face_call(model, *chunk, outputs) async for chunk in chunks)
-        async for answers in self._answers(calls, options):
+        async for answers in self._run_calls(calls, options):
             yield answers
 
     async def model(self, name: str, seconds: float | None = None) -> Model:
         """Return a model's configuration; see `FaceFeatureClient.model`."""
         if name not in self._models:
             try:
-                response = await self.connection.get_model_config(name, **self._metadata_arguments(seconds))
+                response = await self.connection.get_model_config(name, **self._control_arguments(seconds))
             except InferenceServerException as error:
-                raise self.metadata_error(error, name) from None
+                raise self.config_error(error, name) from None
             self._models[name] = Model.from_config(response.config, self.batch_size)
         return self._models[name]
 
@@ -127,7 +127,7 @@ class AsyncFaceFeatureClient(BaseClient):
         end = time.monotonic() + seconds
         while (seconds_left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                if await self.connection.is_server_ready(**self._metadata_arguments(seconds_left)):
+                if await self.connection.is_server_ready(**self._control_arguments(seconds_left)):
                     return
             await asyncio.sleep(min(0.1, seconds_left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
@@ -137,14 +137,14 @@ class AsyncFaceFeatureClient(BaseClient):
     ) -> tuple[Any, Mapping[int, str]]:
         options = self._call_options(on_invalid, deadline)
         call = self._pose_call(await self.model(model, options.seconds_left), landmarks, options)
-        answers = await self._answer(call, options)
+        answers = await self._run_call(call, options)
         return answers["POSE"], answers.refused
 
-    async def _answer(self, call: Call, options: CallOptions) -> Answers:
-        async with contextlib.aclosing(self._answers(_iterate_once(call), options)) as answers:
+    async def _run_call(self, call: Call, options: CallOptions) -> Answers:
+        async with contextlib.aclosing(self._run_calls(_iterate_once(call), options)) as answers:
             return await anext(answers)
 
-    async def _answers(
+    async def _run_calls(
         self, calls: AsyncIterator[Call], options: CallOptions
     ) -> AsyncGenerator[Answers, None]:
         window = CallWindow(self.in_flight)

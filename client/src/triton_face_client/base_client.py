@@ -113,7 +113,7 @@ class BaseClient:
         self._transport = _create_transport(shm, cuda_device)
         self._models: dict[str, Model] = {}
 
-    def metadata_error(self, error: InferenceServerException, model: str) -> FaceServiceError:
+    def config_error(self, error: InferenceServerException, model: str) -> FaceServiceError:
         """Return an error that explains why the server did not return a model's configuration or metadata.
 
         Parameters
@@ -162,7 +162,7 @@ class BaseClient:
         end = math.inf if deadline is None else time.monotonic() + deadline
         return CallOptions(self.retry, self.timeout, end, skip_invalid=on_invalid == "nan")
 
-    def _metadata_arguments(self, seconds: float | None) -> dict[str, Any]:
+    def _control_arguments(self, seconds: float | None) -> dict[str, Any]:
         """Return the arguments of tritonclient's calls for metadata and readiness."""
         timeout = self.timeout if seconds is None else min(self.timeout, seconds)
         return {"headers": self.headers, "client_timeout": max(timeout, MIN_TIMEOUT)}

@@ -83,7 +83,7 @@ class FaceFeatureClient(BaseClient):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Compute AU features and head pose.
+        """Compute HOG features for AU classifiers, and head pose.
 
         Parameters
         ----------
@@ -99,7 +99,8 @@ class FaceFeatureClient(BaseClient):
             which every request with frames computes.
         on_invalid : {"raise", "nan"}
             "raise" raises `InvalidFacesError` for invalid faces. "nan" computes all other faces; the rows of
-            invalid faces are NaN, and `Answers.refused` has the reasons.
+            invalid faces are NaN (False in MASK, the smallest int64 in ALIGNED_LANDMARKS), and
+            `Answers.refused` has the reasons.
         deadline : float, optional
             Seconds after which the call fails.
 
@@ -113,14 +114,14 @@ class FaceFeatureClient(BaseClient):
             - ALIGNED_LANDMARKS int64 ``[N, 68, 2]``, (x, y) in pixels of the aligned face;
             - AFFINE float32 ``[N, 2, 3]``, map from pixels of the frame to pixels of the aligned face;
             - MASK bool ``[N, 112, 112]``, the hull mask: True inside the landmarks' convex hull and the
-              forehead box.
+              box above the jaw ends, for the forehead.
         """
         if tuple(outputs) == ("POSE",):
             pose, refused = self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
         options = self._call_options(on_invalid, deadline)
         call = self._face_call(self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
-        return self._answer(call, options)
+        return self._run_call(call, options)
 
     def align(
         self,
@@ -144,7 +145,7 @@ class FaceFeatureClient(BaseClient):
         """
         options = self._call_options(on_invalid, deadline)
         call = self._face_call(self.model("align_mask", options.seconds_left), frames, landmarks, outputs)
-        return self._answer(call, options)
+        return self._run_call(call, options)
 
     def pose(self, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None) -> Any:
         """Compute raw head pose from landmarks only.
@@ -152,7 +153,7 @@ class FaceFeatureClient(BaseClient):
         Parameters
         ----------
         landmarks : array or torch tensor, shape (N, 68, 2)
-            (x, y), y down, in pixels of an image with its original aspect ratio.
+            (x, y), y down, in pixels of an image that has not been stretched.
         on_invalid, deadline
             As in `features`. A face is invalid if a landmark is not finite or the outer eye corners coincide.
 
@@ -185,7 +186,7 @@ class FaceFeatureClient(BaseClient):
             The answers to one chunk.
         """
         model, options = self.model("ensemble"), self._call_options(on_invalid, None)
-        yield from self._answers((self._face_call(model, *chunk, outputs) for chunk in chunks), options)
+        yield from self._run_calls((self._face_call(model, *chunk, outputs) for chunk in chunks), options)
 
     def model(self, name: str, seconds: float | None = None) -> Model:
         """Return a model's configuration. The first call requests it from the server.
@@ -199,10 +200,10 @@ class FaceFeatureClient(BaseClient):
         """
         if name not in self._models:
             try:
-                arguments = self._metadata_arguments(seconds)
+                arguments = self._control_arguments(seconds)
                 response = self._io_thread.call(lambda: self.connection.get_model_config(name, **arguments))
             except InferenceServerException as error:
-                raise self.metadata_error(error, name) from None
+                raise self.config_error(error, name) from None
             self._models[name] = Model.from_config(response.config, self.batch_size)
         return self._models[name]
 
@@ -217,7 +218,7 @@ class FaceFeatureClient(BaseClient):
         end = time.monotonic() + seconds
         while (seconds_left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
-                arguments = self._metadata_arguments(seconds_left)
+                arguments = self._control_arguments(seconds_left)
                 if self._io_thread.call(functools.partial(self.connection.is_server_ready, **arguments)):
                     return
             time.sleep(min(0.1, seconds_left))
@@ -228,20 +229,21 @@ class FaceFeatureClient(BaseClient):
     ) -> tuple[Any, Mapping[int, str]]:
         options = self._call_options(on_invalid, deadline)
         call = self._pose_call(self.model(model, options.seconds_left), landmarks, options)
-        answers = self._answer(call, options)
+        answers = self._run_call(call, options)
         return answers["POSE"], answers.refused
 
-    def _answer(self, call: Call, options: CallOptions) -> Answers:
-        with contextlib.closing(self._answers(iter([call]), options)) as answers:
+    def _run_call(self, call: Call, options: CallOptions) -> Answers:
+        with contextlib.closing(self._run_calls(iter([call]), options)) as answers:
             return next(answers)
 
-    def _answers(self, calls: Iterator[Call], options: CallOptions) -> Generator[Answers, None, None]:
+    def _run_calls(self, calls: Iterator[Call], options: CallOptions) -> Generator[Answers, None, None]:
         window = CallWindow(self.in_flight)
         with contextlib.closing(Scheduler(self._perform)) as scheduler:
             while True:
                 while window.has_room and (call := next(calls, None)) is not None:
                     window.add(call)
                     self._start_requests(window, options, scheduler)
+                # Also without a new call: a completed request has made room.
                 self._start_requests(window, options, scheduler)
                 complete = list(window.pop_complete())
                 yield from complete

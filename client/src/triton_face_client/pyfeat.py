@@ -36,7 +36,7 @@ HOG_SETTINGS = {
 
 CONVENTIONS = ("raw", "subject")
 
-# Has the module's client under the key "client" once a function has needed it.
+# Empty, or {"client": the module's client}; `connect` or the first use of a function sets it.
 _default: dict[str, FaceFeatureClient] = {}
 _default_lock = threading.Lock()
 
@@ -180,7 +180,7 @@ def pose_from_landmarks(
     Parameters
     ----------
     landmarks_2d : array or tensor, shape (N, 68, 2)
-        (x, y), y down, in pixels of an image with its original aspect ratio.
+        (x, y), y down, in pixels of an image that has not been stretched.
     bboxes : object, optional
         Ignored, as in py-feat.
     convention : {"raw", "subject"}
@@ -192,7 +192,8 @@ def pose_from_landmarks(
     Returns
     -------
     array or tensor of float32, shape (N, 6)
-        Pitch, Roll, Yaw in radians, then X, Y, Z; NaN for a face with a NaN or infinite landmark.
+        Pitch, Roll, Yaw in radians, then X, Y, Z; NaN for a face with a NaN or infinite
+        landmark or coincident outer eye corners.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}: pass 'raw' or 'subject'")

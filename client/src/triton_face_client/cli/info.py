@@ -83,7 +83,7 @@ def info(client: FaceFeatureClient) -> ServerInfo:
     try:
         metadata = connection.get_server_metadata(**options)
     except InferenceServerException as error:
-        raise client.metadata_error(error, MODELS[0]) from None
+        raise client.config_error(error, MODELS[0]) from None
     return ServerInfo(
         address=client.target,
         name=metadata.name,
@@ -120,7 +120,7 @@ def _model(client: FaceFeatureClient, name: str, options: dict[str, Any]) -> Mod
         statistics = client.connection.get_inference_statistics(name, **options).model_stats[0]
         ready = client.connection.is_model_ready(name, **options)
     except InferenceServerException as error:
-        raise client.metadata_error(error, name) from None
+        raise client.config_error(error, name) from None
     return ModelInfo(
         name=name,
         version=statistics.version,

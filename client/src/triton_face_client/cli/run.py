@@ -20,7 +20,10 @@ from triton_face_client.video.landmark_tables import LandmarkTable, read_table
 from triton_face_client.video.media import FrameReader, MediaError
 
 PART_ROWS = 512
-"""Rows per part, some 10 MB: after an interruption, at most a minute's work is repeated."""
+"""Rows in each part, some 10 MB. ``FILE.parts/`` collects the parts until the run is complete.
+
+After an interruption, at most a minute's work is repeated.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,8 @@ class RunReport:
     without_landmarks : int
         Rows whose landmarks are missing in the table.
     refused : int
-        Rows with an unreadable image or an invalid face; the column `refused` has the reasons.
+        Rows with landmarks, but with an unreadable image or an invalid face; the column `refused` has the
+        reasons.
     resumed_at : int
         Rows that an interrupted run had already computed.
     example : str or None
@@ -97,9 +101,9 @@ def run(
         raise OutputError(f"{out} is an input of this run: give another name")
     # Raise an error before the first request if the table lacks the columns of the box.
     cropping.boxes(table, np.zeros(0, dtype=np.int64))
-    job = _job(media, landmarks) | dataclasses.asdict(cropping)
+    inputs = _identify_inputs(media, landmarks) | dataclasses.asdict(cropping)
     reader = FrameReader(media, table.exif_applied, table.names_one_file_at_most)
-    with reader, FeatureWriter(out, job, restart) as writer:
+    with reader, FeatureWriter(out, inputs, restart) as writer:
         start = writer.next_row()
         rows = np.arange(start, len(table.frame))
         with tqdm(total=len(table.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
@@ -122,7 +126,7 @@ def run(
 
 
 def _warnings(table: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
-    """Return a warning if the table names files, but not the only given file."""
+    """Warn if the only given file is not among the files that the table names."""
     if table.source is None or len(media) > 1:
         return []
     names = {PureWindowsPath(source).name for source in table.source if source}
@@ -133,7 +137,7 @@ def _warnings(table: LandmarkTable, media: Sequence[Path], landmarks: Path) -> l
     ]
 
 
-def _job(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
+def _identify_inputs(media: Sequence[Path], landmarks: Path) -> dict[str, Any]:
     """Identify the inputs, so that a run resumes only parts of the same inputs."""
     return {
         "landmarks": hashlib.sha256(landmarks.read_bytes()).hexdigest(),
@@ -204,7 +208,8 @@ def _joined(chunks: Sequence[Features]) -> Features:
 
 def _check_first_part(part: Features, table: LandmarkTable, landmarks: Path) -> None:
     """Stop early if no image of the first part can be read: the media do not belong to the table."""
-    if part.rows[0] or part.crop_count or not table.has_face[part.rows].any():
+    is_first = part.rows[0] == 0
+    if not is_first or part.crop_count or not table.has_face[part.rows].any():
         return
     example = int(np.argmax(table.has_face[part.rows]))
     raise MediaError(

@@ -5,8 +5,8 @@ Each row is one face. Readers keep all rows, in their order. Formats:
 - ``.csv`` of OpenFace (`FeatureExtraction`, `FaceLandmarkVidMulti`, `FaceLandmarkImg`) or py-feat (a saved
   Fex): columns ``x_0 … x_67`` and ``y_0 … y_67`` among any others.
 - ``.parquet``: the same columns.
-- A feature file, written by this package as CSV or Parquet. It has the column `REFUSED`, and its frames count
-  from 0 even if those of the original table count from 1.
+- A feature file, written by this package as CSV or Parquet. It has the column ``refused``, and its frames
+  count from 0 even if those of the original table count from 1.
 - ``.npz``: ``landmarks`` ``[N, 68, 2]``, optionally ``frame`` ``[N]`` and ``source`` ``[N]``.
 """
 
@@ -52,6 +52,8 @@ TEXT_COLUMNS = ("input", REFUSED, *EXTRA_TEXTS)
 
 EXIF_APPLIED_KEY = b"triton_face_client.turned"
 """Metadata key of a Parquet feature file: b"true" or b"false", the value of `LandmarkTable.exif_applied`.
+
+The key keeps its old name, so that existing files stay readable.
 
 CSV has no metadata; there, the presence of OpenFace's columns decides.
 """

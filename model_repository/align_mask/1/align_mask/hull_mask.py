@@ -80,7 +80,7 @@ def hull_masks(
 def _hull_vertices(points: NDArray[np.int32]) -> NDArray[np.int32]:
     if cv2 is not None:
         return cv2.convexHull(points)[:, 0].astype(np.int32, copy=False)
-    # Imported only here: the image has OpenCV and no SciPy.
+    # Imported only here: the container image has OpenCV and no SciPy.
     from scipy.spatial import ConvexHull, QhullError  # type: ignore[import-untyped]
 
     try:
@@ -92,8 +92,8 @@ def _hull_vertices(points: NDArray[np.int32]) -> NDArray[np.int32]:
 def _row_intervals(hulls: Sequence[NDArray[np.int32]], face_size: int) -> NDArray[np.int16]:
     """Return each hull's first column and the column after its last, per row, ``[2, N, face_size, 1]``.
 
-    If a hull extends from x to x' in a row, the interval is ceil(x) to floor(x'). It is empty, with a first
-    column not below the stop, in a row that the hull does not reach or where it contains no whole pixel.
+    If a hull extends from x to x' in a row, the interval is ceil(x) to floor(x'). In a row that the hull does
+    not reach, or in which it contains no whole pixel, the interval is empty: first >= stop.
     """
     start, vector, face = _edges(hulls)
     end_y = start[:, 1] + vector[:, 1]
@@ -104,7 +104,8 @@ def _row_intervals(hulls: Sequence[NDArray[np.int32]], face_size: int) -> NDArra
 
     # One entry for each pair of an edge and a row that it crosses.
     edge = np.arange(len(row_counts)).repeat(row_counts)
-    row = np.arange(len(edge)) - (row_counts.cumsum() - row_counts - first_row)[edge]
+    first_entry = row_counts.cumsum() - row_counts
+    row = np.arange(len(edge)) - (first_entry - first_row)[edge]
     x, y = start[edge].T
     dx, dy = vector[edge].T
     offset = (row - y) * dx
