@@ -6,8 +6,8 @@ stub process of a Python model is dead. This probe reads the metrics instead. It
 - when `align_mask_heartbeat_seconds` of an instance shows no progress for `STALE_SECONDS`;
 - when `align_mask_failed_batches` of an instance reaches `FAILURES`;
 - when any other model has failed `FAILURES` requests with an internal error since its last successful one, or
-  has ended no request for `WAIT_SECONDS` while requests wait. A file keeps Triton's counters from one probe
-  to the next.
+  has completed no request for `STALL_SECONDS` while requests wait. A file keeps Triton's counters from one
+  probe to the next.
 
 The probe sends no inference request: a full queue would reject it, and a busy server need not be restarted.
 It does not use a model's readiness endpoint either: newer Triton versions pass the call to the model, which
@@ -32,28 +32,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 STALE_SECONDS = 8.0
-"""Maximum age of a heartbeat: an instance updates it after each step of a batch, and every second while idle.
+"""Maximum age of a heartbeat. An instance updates it after each stage of a batch; while idle, every second.
 
-The slowest step that the limits allow is the warp of eight frames of 3840x2160, 0.42 s of a core. On two
-cores with nine runnable processes and requests above today's max_request_pixels (128 frames of 1920x1080, 32
-of 3840x2160, 32 of 1920x1080 in FP32) a step took up to 1.03 s and the heartbeat was at most 1.8 s old.
+The slowest stage is the warp. Eight frames of 3840x2160, twice the limit of a request, take 0.42 s of a core.
+On two cores with nine runnable processes and requests above today's max_request_pixels (128 frames of
+1920x1080, 32 of 3840x2160, 32 of 1920x1080 in FP32) a stage took up to 1.03 s and the heartbeat was at most
+1.8 s old.
 """
 
-WAIT_SECONDS = 4.0
-"""Maximum time in which a model other than align_mask ends no request while requests wait.
+STALL_SECONDS = 4.0
+"""Maximum time in which a model other than align_mask completes no request while requests wait.
 
 The slowest batch, 128 faces of hog, takes 40 ms of a core. The limit is shorter than the period of the probe,
-so two probes are enough. It is shorter than the queue's timeout of 10 s: after a timeout no request waits.
+so the second probe detects the stall. It is shorter than the queue's timeout of 10 s: after a timeout no
+request waits.
 """
 
 FAILURES = 3
-"""Failures in a row before a restart; is_ready() of align_mask uses the same number."""
+"""Consecutive failures after which a probe fails; is_ready() of align_mask uses the same number."""
 
 ANSWER_SECONDS = 4.0
 """Time limit of both HTTP requests together; the manifests end the probe after 5 s."""
 
 IGNORED_COUNTERS = {"align_mask", "ensemble"}
-"""Models whose Triton counters are not used. A request to align_mask may take longer than `WAIT_SECONDS`, so
+"""Models whose Triton counters are not used. A request to align_mask may take longer than `STALL_SECONDS`, so
 the probe uses its heartbeat. The ensemble's failures include invalid faces, with reasons that differ between
 Triton versions."""
 
@@ -66,25 +68,26 @@ LABEL = re.compile(r'(\w+)="(.*?)"')
 
 
 class Counters(NamedTuple):
-    """Triton's counters of a model at a probe, and values derived from earlier probes.
+    """Triton's request counts of a model at a probe, and values derived from earlier probes.
 
     Attributes
     ----------
-    answered, failed : float
-        Requests that the model answered, and requests that its backend failed. Rejected and cancelled
+    succeeded, failed : float
+        Requests that succeeded, and requests that the backend failed. Rejected and cancelled
         requests do not reach the backend and are in neither.
     waiting : float
         Requests in the model's queue.
-    failed_at_last_answer : float
-        Value of `failed` when `answered` last changed.
+    failed_at_last_success : float
+        Value of `failed` when `succeeded` last changed.
     stalled_since : float
-        Time of the first probe after which requests waited and no request ended, s of the monotonic clock.
+        Time of the first probe of the current stall, or of this probe if there is none, s of the monotonic
+        clock.
     """
 
-    answered: float
+    succeeded: float
     failed: float
     waiting: float
-    failed_at_last_answer: float
+    failed_at_last_success: float
     stalled_since: float
 
 
@@ -156,34 +159,36 @@ def find_problems(metrics: str, history: CounterHistory) -> list[str]:
 def _problems_of_other_models(metrics: str, history: CounterHistory) -> list[str]:
     found = []
     now = time.monotonic()
-    for model, (answered, failed, waiting) in _request_counts(metrics).items():
+    for model, (succeeded, failed, waiting) in _request_counts(metrics).items():
         before = history.get(model)
         # A restart of the server resets the counters, a restart of the machine resets the clock.
         if (
             before is None
-            or answered + failed < before.answered + before.failed
+            or succeeded + failed < before.succeeded + before.failed
             or now < before.stalled_since
         ):
-            before = Counters(answered, failed, 0, failed, now)
-        no_request_ended = (answered, failed) == (before.answered, before.failed)
+            before = Counters(succeeded, failed, 0, failed, now)
+        no_request_ended = (succeeded, failed) == (before.succeeded, before.failed)
         history[model] = after = Counters(
-            answered,
+            succeeded,
             failed,
             waiting,
-            before.failed_at_last_answer if answered == before.answered else failed,
+            before.failed_at_last_success if succeeded == before.succeeded else failed,
             before.stalled_since if no_request_ended and waiting and before.waiting else now,
         )
-        consecutive_failures = failed - after.failed_at_last_answer
+        consecutive_failures = failed - after.failed_at_last_success
         stalled_seconds = now - after.stalled_since
         if consecutive_failures >= FAILURES:
             found.append(f"{model} has failed {consecutive_failures:.0f} requests and answered none since")
-        if stalled_seconds > WAIT_SECONDS:
-            found.append(f"{model} has ended no request for {stalled_seconds:.0f} s while {waiting:.0f} wait")
+        if stalled_seconds > STALL_SECONDS:
+            found.append(
+                f"{model} has completed no request for {stalled_seconds:.0f} s while {waiting:.0f} wait"
+            )
     return found
 
 
 def _request_counts(metrics: str) -> dict[str, tuple[float, float, float]]:
-    """Return each model's numbers of answered, failed and waiting requests."""
+    """Return each model's numbers of succeeded, failed and waiting requests."""
     sums: Counter[tuple[str, str]] = Counter()
     for metric, label_text, value in REQUESTS.findall(metrics):
         labels = dict(LABEL.findall(label_text))

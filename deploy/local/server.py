@@ -46,6 +46,9 @@ START_SECONDS = 120.0
 DRAIN_SECONDS = 10
 """Time limit for accepted requests after a stop begins; equals the models' queue timeout."""
 
+ADMIN_TIMEOUT_SECONDS = 10
+"""Time limit of a request to the model repository endpoints."""
+
 EXIT_SECONDS = DRAIN_SECONDS + 5.0
 """Time from SIGTERM until tritonserver is killed. An idle server ends after 7 s (docs/reliability.md).
 
@@ -146,8 +149,8 @@ class LocalServer:
         self._ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
         triton = find_triton()
         check_temporary_folder()
-        self._regions = _reserve_regions()
-        self._folder = _folder_of(self._regions.name)
+        self._region_prefix = _reserve_regions()
+        self._folder = _folder_of(self._region_prefix.name)
         self.log_path = self._folder / "server.log"
         self._start_in_folder(triton)
         return self
@@ -162,7 +165,7 @@ class LocalServer:
             self._drain_ensembles()
         self._end_processes()
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._regions.release()
+        self._region_prefix.release()
 
     def _end_processes(self) -> None:
         process, self._process = self._process, None
@@ -175,11 +178,11 @@ class LocalServer:
                 process.kill()
             process.wait()
             _kill_group(process.pid)
-        self._regions.remove_regions()
+        self._region_prefix.remove_regions()
 
     def shared_memory(self) -> list[Path]:
         """Return the server's files in /dev/shm."""
-        return self._regions.regions
+        return self._region_prefix.regions
 
     def restart(self) -> None:
         """Kill the server, hung or not, and start it again with the same ports, admin key and log."""
@@ -247,10 +250,11 @@ class LocalServer:
     def _start(self, triton: Path) -> None:
         command = [
             str(triton / "bin" / "tritonserver"),
-            # A symbolic link, because Triton starts stubs through a shell, which splits paths with blanks.
+            # A symbolic link without blanks in its path: Triton starts stubs through a shell, which would
+            # split a path with blanks.
             f"--model-repository={self._folder / 'models'}",
             f"--backend-directory={self._folder / 'backends'}",
-            f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
+            f"--backend-config=python,shm-region-prefix-name={self._region_prefix.name}",
             f"--backend-config=python,shm-default-byte-size={STUB_MEMORY_BYTES}",
             f"--http-address={HOST}",
             f"--grpc-address={HOST}",
@@ -280,7 +284,7 @@ class LocalServer:
                 env=server_environment(triton),
                 # Stubs import modules from their working folder, so it must not be the caller's.
                 cwd=self._folder,
-                pass_fds=(self._regions.lock,),
+                pass_fds=(self._region_prefix.lock,),
                 # In another session, Ctrl-C does not reach the server before `stop` has drained it.
                 start_new_session=True,
                 preexec_fn=_terminate_with_parent,
@@ -335,7 +339,7 @@ class _Admin:
 
     def post(self, path: str) -> object:
         """Return the response's JSON, also of an error, or None if its body is empty."""
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=DRAIN_SECONDS)
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=ADMIN_TIMEOUT_SECONDS)
         with contextlib.closing(connection):
             connection.request("POST", f"/v2/repository/{path}", "{}", self._headers)
             body = connection.getresponse().read()

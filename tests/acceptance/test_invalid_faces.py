@@ -1,4 +1,4 @@
-"""The server rejects a request with an invalid face, with its index and reason, and no other request."""
+"""Requests with an invalid face are rejected with its index and the reason; other requests are unaffected."""
 
 import concurrent.futures
 import math
@@ -19,14 +19,14 @@ rejection = pytest.mark.checks(
     "Every invalid face is rejected with INVALID_ARGUMENT, its index and the reason"
 )
 isolation = pytest.mark.checks(
-    "An invalid face affects no other request: 24 concurrent callers, 300 alternating"
+    "An invalid face affects no other request: 24 concurrent callers, 300 alternating requests"
 )
 limits = pytest.mark.checks("The server's configured limits of landmarks and frames hold exactly")
 
 TESTED_OUTPUT = {"ensemble": "HOG", "align_mask": "MASKED_FACES"}
 
 
-def error_message(client: FaceFeatureClient, model: str, tensors: Tensors, output: str) -> str:
+def rejection_message(client: FaceFeatureClient, model: str, tensors: Tensors, output: str) -> str:
     """Return the error message of a request that must be rejected with INVALID_ARGUMENT."""
     with pytest.raises(InferenceServerException) as caught:
         infer(client, model, tensors, [output])
@@ -41,7 +41,7 @@ def test_error_names_the_face_and_the_reason(client: FaceFeatureClient, kind: st
     invalidate, message = INVALID_FACES[kind]
     frames, landmarks = photo_faces(4, 61)
     invalidate(frames, landmarks)
-    assert message in error_message(client, model, frame_inputs(frames, landmarks), TESTED_OUTPUT[model])
+    assert message in rejection_message(client, model, frame_inputs(frames, landmarks), TESTED_OUTPUT[model])
 
 
 @rejection
@@ -51,18 +51,18 @@ def test_invalid_face_is_rejected_for_every_output(client: FaceFeatureClient, ki
     invalidate, message = INVALID_FACES[kind]
     frames, landmarks = photo_faces(4, 62)
     invalidate(frames, landmarks)
-    assert message in error_message(client, "align_mask", frame_inputs(frames, landmarks), output)
+    assert message in rejection_message(client, "align_mask", frame_inputs(frames, landmarks), output)
 
 
 @rejection
 def test_error_names_up_to_eight_invalid_faces(client: FaceFeatureClient):
     frames, landmarks = photo_faces(12, 64)
     landmarks[[1, 3]] = np.nan
-    two = error_message(client, "align_mask", frame_inputs(frames, landmarks), "MASK")
+    two = rejection_message(client, "align_mask", frame_inputs(frames, landmarks), "MASK")
     assert "face 1: " in two
     assert "; face 3: " in two
     landmarks[:11] = np.nan
-    eleven = error_message(client, "align_mask", frame_inputs(frames, landmarks), "MASK")
+    eleven = rejection_message(client, "align_mask", frame_inputs(frames, landmarks), "MASK")
     assert "; face 7: " in eleven
     assert eleven.endswith("; and 3 more")
 
@@ -78,7 +78,7 @@ def test_landmark_distance_limit_is_exact(client: FaceFeatureClient, server_info
     for face, (axis, step) in enumerate([(0, -1), (0, 1), (1, -1), (1, 1)]):
         beyond = landmarks.copy()
         beyond[face, 0, axis] += step
-        message = error_message(client, "align_mask", frame_inputs(frames, beyond), "MASK")
+        message = rejection_message(client, "align_mask", frame_inputs(frames, beyond), "MASK")
         assert (
             f"face {face}: landmark absurdly far off: point 0 lies {limit + 1:.6g} pixels outside" in message
         )
@@ -93,7 +93,7 @@ def test_minimum_frame_side_is_exact(client: FaceFeatureClient, server_info: Ser
     for height, width in ((side - 1, 112), (112, side - 1), (1, 1)):
         smaller = frame_inputs(np.zeros((1, 3, height, width), np.uint8), landmarks)
         message = f"face 0: frame too small: {width}x{height} pixels, each side needs at least {side}"
-        assert message in error_message(client, "ensemble", smaller, "HOG")
+        assert message in rejection_message(client, "ensemble", smaller, "HOG")
 
 
 @limits
@@ -104,13 +104,13 @@ def test_frame_pixel_limit_is_exact(client: FaceFeatureClient, server_info: Serv
     frames, (_, landmarks) = np.zeros((1, 3, height, width), np.uint8), photo_faces(1, 63)
     largest = frame_inputs(frames[:, :, :-1], landmarks)
     assert infer(client, "ensemble", largest, ["MASK"])["MASK"].any()
-    message = error_message(client, "ensemble", frame_inputs(frames, landmarks), "HOG")
+    message = rejection_message(client, "ensemble", frame_inputs(frames, landmarks), "HOG")
     assert f"face 0: frame over the pixel limit: {width}x{height} = {width * height} pixels" in message
 
 
 @isolation
 def test_invalid_face_never_affects_other_requests(target: Target, assert_agree: AssertAgree):
-    """Valid and invalid requests share dynamic batches; each gets the response that it gets alone."""
+    """Valid and invalid requests may share dynamic batches; each gets the response that it gets alone."""
     frames, landmarks = photo_faces(24, 66)
     invalid_faces = list(INVALID_FACES.values())[:12]
 
@@ -132,12 +132,13 @@ def test_invalid_face_never_affects_other_requests(target: Target, assert_agree:
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         together = [response for _ in range(5) for response in pool.map(send, range(24))]
     for number, response in enumerate(together):
-        expected = alone[number % 24]
+        caller = number % 24
+        expected = alone[caller]
         if number % 2:
             assert isinstance(response, str), number
             assert response == expected
             assert response.startswith("StatusCode.INVALID_ARGUMENT")
-            assert invalid_faces[number % 24 // 2][1] in response
+            assert invalid_faces[caller // 2][1] in response
         else:
             assert isinstance(response, dict), response
             assert_agree(response, expected)
@@ -145,7 +146,7 @@ def test_invalid_face_never_affects_other_requests(target: Target, assert_agree:
 
 @isolation
 def test_rejections_never_block_the_ensemble(client: FaceFeatureClient, assert_agree: AssertAgree):
-    """Triton 2.51 hangs or crashes if a step of an ensemble rejects a request while another step starts."""
+    """Triton 2.51 loses requests or crashes if steps run in parallel, so the ensemble runs them one by one."""
     check_alternating_valid_and_invalid(
         lambda tensors: infer(client, "ensemble", tensors, ["HOG", "POSE"]), assert_agree
     )

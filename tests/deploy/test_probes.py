@@ -197,7 +197,7 @@ def test_stopped_server_fails_the_probe(container: dict, repository: Path, tmp_p
         ("align_mask", "hang", "has made no progress"),
         ("align_mask", "raise", "batches in a row"),
         ("hog", "raise", "hog has failed"),
-        ("hog", "hang", "hog has ended no request"),
+        ("hog", "hang", "hog has completed no request"),
     ],
 )
 def test_failing_model_fails_the_probe(

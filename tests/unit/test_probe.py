@@ -64,7 +64,7 @@ def test_waiting_requests_without_progress_fail_the_probe(clock: list[float]):
     for text in (counters(10, 0, 3), counters(10, 0, 9, rejected=4), counters(11, 0, 9), counters(11, 0)):
         problems.append(probe.find_problems(text, history))
         clock[0] += 5
-    assert problems == [[], ["hog has ended no request for 5 s while 9 wait"], [], []]
+    assert problems == [[], ["hog has completed no request for 5 s while 9 wait"], [], []]
 
 
 def test_idle_model_passes(clock: list[float]):

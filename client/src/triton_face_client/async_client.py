@@ -16,7 +16,7 @@ from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.calls import Call, CallWindow
 from triton_face_client.requests.model_config import Model
 from triton_face_client.requests.request import (
-    DRAIN_SECONDS,
+    CLOSE_WAIT_SECONDS,
     Action,
     ActionGenerator,
     CallOptions,
@@ -59,7 +59,7 @@ class AsyncFaceFeatureClient(BaseClient):
         """Release the client's shared memory and close the connection."""
         await self._run(release_regions(self._transport))
         if self._inference_tasks:
-            await asyncio.wait(self._inference_tasks, timeout=DRAIN_SECONDS)
+            await asyncio.wait(self._inference_tasks, timeout=CLOSE_WAIT_SECONDS)
         await self.connection.close()
 
     async def features(
@@ -196,7 +196,7 @@ class AsyncFaceFeatureClient(BaseClient):
         task = asyncio.create_task(self.connection.infer(**arguments))
         self._inference_tasks.add(task)
         task.add_done_callback(self._on_inference_done)
-        # A cancelled call must not cancel the request (see `DRAIN_SECONDS`).
+        # A cancelled call must not cancel the request (see `CLOSE_WAIT_SECONDS`).
         return await asyncio.shield(task)
 
     def _on_inference_done(self, task: "asyncio.Task[Any]") -> None:

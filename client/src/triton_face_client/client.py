@@ -15,7 +15,7 @@ from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.calls import Call, CallWindow
 from triton_face_client.requests.model_config import Model
-from triton_face_client.requests.request import DRAIN_SECONDS, CallOptions, Send, release_regions
+from triton_face_client.requests.request import CLOSE_WAIT_SECONDS, CallOptions, Send, release_regions
 from triton_face_client.requests.scheduler import Scheduler
 from triton_face_client.transports.base import Callback, ManageRegion
 from triton_face_client.transports.io_thread import IoThread
@@ -70,7 +70,7 @@ class FaceFeatureClient(BaseClient):
         with contextlib.closing(Scheduler(self._perform)) as scheduler:
             scheduler.start(release_regions(self._transport))
             scheduler.run_until_one_completes()
-        self._io_thread.drain(DRAIN_SECONDS)
+        self._io_thread.drain(CLOSE_WAIT_SECONDS)
         self._io_thread.call(self.connection.close)
         self._io_thread.stop()
 

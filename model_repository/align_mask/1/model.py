@@ -51,7 +51,8 @@ Other exceptions (TypeError, ImportError, ...) do not depend on a request's data
 """
 
 MAX_JOINED_PIXELS = 2**24
-"""Pixels of requests computed in one pass: eight frames of 1920x1080, or the crops of a whole batch.
+"""Requests are computed in one pass only up to this many pixels: eight frames of 1920x1080, or the crops of
+a whole batch. A larger request is computed alone.
 
 One pass saves a fixed cost of a few milliseconds per request, but copies the frames. Copying 128 frames of
 1920x1080 takes a second in which the heartbeat shows no progress.
@@ -104,7 +105,8 @@ class TritonPythonModel:
         self.metrics = Metrics(args["model_name"], args["model_instance_name"])
         torch.set_num_threads(self.settings.torch_threads)
         if self.device.type == "cpu":
-            has_reference_bits(self.settings.face_size)  # takes 60 ms once, here instead of in a request
+            # The result is cached: the check takes 60 ms once, here instead of in the first request.
+            has_reference_bits(self.settings.face_size)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a dynamic batch, each with its outputs or its own error."""
@@ -137,10 +139,10 @@ class TritonPythonModel:
         groups = self._groups(requests, responses, clock)
         for group in groups:
             errors += self._answer_group(group, responses, tally, clock)
-        other_than_memory = [error for error in errors if not _is_out_of_memory(error)]
-        # Raising discards all responses, rejections with their reasons included.
-        if len(other_than_memory) == len(requests):
-            raise other_than_memory[0]
+        compute_errors = [error for error in errors if not _is_out_of_memory(error)]
+        # Raise only if no request has a response: raising would discard other responses and rejections.
+        if len(compute_errors) == len(requests):
+            raise compute_errors[0]
         faces = sum(len(request.frames) for group in groups for request in group)
         if faces:
             tally.batch_faces.append(faces)
@@ -151,7 +153,7 @@ class TritonPythonModel:
     def _groups(
         self, requests: list[Any], responses: list[Any], clock: StageClock
     ) -> list[list[FaceRequest]]:
-        """Group requests that can share a pass; put rejections of unreadable requests into `responses`."""
+        """Group requests that can share a pass; reject requests with wrong tensors in `responses`."""
         groups: list[list[FaceRequest]] = []
         open_groups: dict[tuple[torch.dtype, torch.Size], list[FaceRequest]] = {}
         pixels: Counter[tuple[torch.dtype, torch.Size]] = Counter()
@@ -162,13 +164,13 @@ class TritonPythonModel:
             except InputError as error:
                 responses[position] = _rejection(str(error))
                 continue
-            kind = parsed.frames.dtype, parsed.frames.shape[1:]
-            pixels[kind] += parsed.pixels
-            if kind not in open_groups or pixels[kind] > MAX_JOINED_PIXELS:
-                pixels[kind] = parsed.pixels
-                open_groups[kind] = []
-                groups.append(open_groups[kind])
-            open_groups[kind].append(parsed)
+            frame_format = parsed.frames.dtype, parsed.frames.shape[1:]
+            pixels[frame_format] += parsed.pixels
+            if frame_format not in open_groups or pixels[frame_format] > MAX_JOINED_PIXELS:
+                pixels[frame_format] = parsed.pixels
+                open_groups[frame_format] = []
+                groups.append(open_groups[frame_format])
+            open_groups[frame_format].append(parsed)
         return groups
 
     def _answer_group(
@@ -187,7 +189,7 @@ class TritonPythonModel:
             tally.invalid_faces.update(reason_of(message) for message in results.invalid.values())
             for request, response in zip(group, group_responses, strict=True):
                 responses[request.position] = response
-                tally.answered_faces += 0 if response.has_error() else len(request.frames)
+                tally.successful_faces += 0 if response.has_error() else len(request.frames)
             return []
         alone = [self._answer_group([request], responses, tally, clock) for request in group]
         return [error for errors in alone for error in errors]
@@ -233,8 +235,8 @@ class TritonPythonModel:
     def _output(self, name: str, values: torch.Tensor) -> Any:
         if name == "MASKED_FACES" and self.settings.masked_faces_on_device:
             return _device_tensor(name, values)
-        # A GPU instance also returns outputs in host memory: when Triton's CUDA memory pool was full, outputs
-        # in GPU memory were empty, with status OK.
+        # Even a GPU instance returns all other outputs in host memory: when Triton's CUDA memory pool was
+        # full, outputs in GPU memory were empty, with status OK.
         return pb_utils.Tensor(name, values.cpu().numpy())
 
 

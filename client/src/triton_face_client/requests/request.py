@@ -47,15 +47,15 @@ REGION_IN_USE = "currently in use"
 MIN_TIMEOUT = 1e-3
 """Seconds. gRPC treats a non-positive timeout as no timeout."""
 
-DRAIN_SECONDS = 2.0
-"""Maximum time, in seconds, that `close` waits for requests of calls that were cancelled or have failed.
+CLOSE_WAIT_SECONDS = 2.0
+"""Maximum time, in seconds, that `close` of a client waits for requests of cancelled or failed calls.
 
 The client never cancels a request: Triton 2.51 has crashed (SIGSEGV in its gRPC endpoint) about once in a few
-thousand cancellations. The server completes these requests within milliseconds.
+thousand cancellations. The server usually completes these requests within milliseconds.
 """
 
 UNREGISTER_TRIES, UNREGISTER_WAIT = 100, 0.05
-"""Number of tries to unregister a region, and seconds between them. Triton keeps it while requests use it."""
+"""Attempts to unregister a region, and seconds between them. Triton keeps it while requests use it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ class CallOptions:
     Attributes
     ----------
     retry : Retry
-        Waits between the tries of a request.
+        Waits between the attempts of a request.
     timeout : float
-        Seconds for one try.
+        Seconds for one attempt.
     deadline : float
         Time of `time.monotonic` at which the call fails; infinite without a deadline.
     skip_invalid : bool
@@ -81,7 +81,7 @@ class CallOptions:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds for the next try, at most `timeout`; negative after the deadline."""
+        """Seconds for the next attempt, at most `timeout`; negative after the deadline."""
         return min(self.timeout, self.deadline - time.monotonic())
 
 
@@ -154,7 +154,7 @@ def run_request(request: BatchRequest, options: CallOptions, transport: Transpor
     """Send a request, with retries, until its outputs are stored.
 
     If the server rejects the request for invalid faces and `options.skip_invalid` is set, the client sends
-    the other faces again.
+    the other faces again, until no face is rejected: the server names at most eight invalid faces at a time.
 
     Returns
     -------
@@ -207,14 +207,15 @@ def _send_with_retries(
             # The client raises these errors itself; a retry would not help.
             raise
         except InferenceServerException as error:
-            # A server that has restarted does not know the region. The next try registers another region.
+            # A server that has restarted does not know the region. The next attempt registers another region.
             region_is_unknown = UNKNOWN_REGION in (error.message() or "")
             wait = next(waits, None) if region_is_unknown or is_retryable(error) else None
             if wait is None:
                 raise
             if time.monotonic() + wait >= options.deadline:
                 raise DeadlineError(
-                    f"the deadline has passed before the next try; the last try failed: {error.message()}",
+                    "the next attempt would start after the deadline; the last attempt failed: "
+                    f"{error.message()}",
                     DEADLINE_EXCEEDED,
                 ) from None
             yield Wait(wait)

@@ -1,9 +1,9 @@
-"""Rules for retries: which errors are retryable, and the waits between tries.
+"""Rules for retries: which errors are retryable, and the waits between attempts.
 
 The response depends on the faces only, so a request can be sent twice without harm. The client retries when a
-later try can succeed: the server is unreachable, is stopping or has full queues. It does not retry a request
-that the server rejects for its content. Nor does it retry a request that timed out, because a retry would
-double the load of a slow server.
+later attempt can succeed: the server is unreachable, is stopping or has full queues. It does not retry a
+request that the server rejects for its content. Nor does it retry a request that timed out, because a retry
+would double the load of a slow server.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ class Retry:
     """Total time of a request's retries, and the waits between them.
 
     The waits follow exponential backoff with full jitter: each wait is random, uniform between 0 and a bound
-    that doubles from try to try (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    that doubles from attempt to attempt (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+    2015).
 
     Parameters
     ----------
@@ -61,18 +62,18 @@ class Retry:
             raise ValueError(f"{self}: seconds is at least 0, first more than 0, longest at least first")
 
     def waits(self) -> Iterator[float]:
-        """Yield the seconds to wait before each further try, until `seconds` are used up."""
+        """Yield the seconds to wait before each further attempt, until `seconds` are used up."""
         bound, left = self.first, self.seconds
         while left > 0:
             wait = min(random.uniform(0, bound), left)
             yield wait
-            # Subtract a minimum for each try, so that the number of tries is limited.
+            # Subtract a minimum for each attempt, so that the number of attempts is limited.
             left -= max(wait, 0.1 * bound)
             bound = min(2 * bound, self.longest)
 
 
 def is_retryable(error: InferenceServerException) -> bool:
-    """Return whether the same request may succeed on another try."""
+    """Return whether the same request may succeed on another attempt."""
     message = error.message() or ""
     if message.startswith(RESTRICTED_ENDPOINT):
         return False

@@ -51,7 +51,7 @@ class Scheduler:
         self._completed -= 1
 
     def close(self) -> None:
-        """Close all generators. This does not cancel requests that have been sent (see `DRAIN_SECONDS`)."""
+        """Close all generators. Requests that have been sent go on (see `CLOSE_WAIT_SECONDS`)."""
         for generator in self._running:
             generator.close()
 

@@ -1,6 +1,6 @@
 """System shared memory between the client and a server on the same machine.
 
-The client removes a region's name from /dev/shm as soon as the server has mapped the region. The kernel then
+The client unlinks a region's file in /dev/shm as soon as the server has mapped the region. The kernel then
 frees the memory when both processes have unmapped it, even if one of them is killed.
 """
 
@@ -52,7 +52,7 @@ class SystemRegion:
         self.registration_sent = False
         self._is_registered = False
         self._memory = _create_shared_memory(self.name, size)
-        self._has_name = True
+        self._is_linked = True
         self._arrays: dict[str, NDArray[Any]] = {}
         self._offsets: dict[str, int] = {}
 
@@ -75,7 +75,7 @@ class SystemRegion:
     def mark_registered(self) -> None:
         """Record that the server has mapped the region, and remove the region's name from /dev/shm."""
         self._is_registered = True
-        self._remove_name()
+        self._unlink()
 
     def input(self, name: str, values: NDArray[Any]) -> InferInput:
         """Copy an array into the region; return the input that refers to it."""
@@ -95,15 +95,16 @@ class SystemRegion:
 
     def close(self) -> None:
         """Release the memory."""
-        self._remove_name()
+        self._unlink()
         self._arrays = {}
-        # The traceback of an error may refer to arrays in the region, which keep the memory mapped.
+        # BufferError: the traceback of an error may still refer to arrays in the region. The memory is freed
+        # with these arrays.
         with contextlib.suppress(BufferError):
             self._memory.close()
 
-    def _remove_name(self) -> None:
-        if self._has_name:
-            self._has_name = False
+    def _unlink(self) -> None:
+        if self._is_linked:
+            self._is_linked = False
             self._memory.unlink()
 
 

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `align_mask_faces_total` | | faces in successful responses |
 | `align_mask_refused_faces_total` | `reason` | invalid faces |
-| `align_mask_refused_requests_total` | | requests rejected for an invalid face or invalid tensors |
+| `align_mask_refused_requests_total` | | requests rejected for their faces or tensors, not for a full queue |
 | `align_mask_stage_seconds_total` | `stage` | time spent in each stage |
 | `align_mask_batch_faces` | (histogram) | faces per dynamic batch, invalid ones included |
 | `align_mask_heartbeat_seconds` | `model_instance` | Unix time of the last progress, or now while idle |
@@ -12,8 +12,8 @@
 
 Each metric also has the label `model`, like Triton's own. All instances add to the same time series, except
 for the last two metrics. The heartbeat stops when an instance's process died, was stopped or hangs in a
-batch; Triton detects only a dead process, and only from release 26.04 on. `align_mask_failed_batches` shows
-an instance that is alive but fails every batch, for example after a sticky CUDA error.
+batch. `align_mask_failed_batches` shows an instance that is alive but fails every batch, for example after a
+sticky CUDA error. Triton itself detects these states only from release 26.04 on, partly through `is_ready`.
 
 Setting one metric takes 20 microseconds. All metrics of a batch take 0.2 ms, while the computation of one
 face takes 4 ms. So a background thread flushes the aggregated metrics.
@@ -38,7 +38,7 @@ BATCH_FACES_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 FLUSH_DELAY_SECONDS = 0.2
 """Delay between a response and the update of the metrics."""
 
-HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_INTERVAL_SECONDS = 1.0
 """Interval between updates of the heartbeat; a batch that ends in between updates it too."""
 
 FAILURES_UNTIL_NOT_READY = 3
@@ -53,7 +53,7 @@ class Tally:
     ----------
     batch_faces : list of int
         Faces in each dynamic batch.
-    answered_faces : int
+    successful_faces : int
         Faces in successful responses.
     rejected_requests : int
         Requests rejected for an invalid face or invalid tensors.
@@ -64,7 +64,7 @@ class Tally:
     """
 
     batch_faces: list[int] = dataclasses.field(default_factory=list)
-    answered_faces: int = 0
+    successful_faces: int = 0
     rejected_requests: int = 0
     invalid_faces: Counter[str] = dataclasses.field(default_factory=Counter)
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
@@ -77,7 +77,7 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add the counts of another tally."""
         self.batch_faces += other.batch_faces
-        self.answered_faces += other.answered_faces
+        self.successful_faces += other.successful_faces
         self.rejected_requests += other.rejected_requests
         self.invalid_faces.update(other.invalid_faces)
         for stage, seconds in other.seconds.items():
@@ -100,7 +100,9 @@ class Metrics:
         gauge = pb_utils.MetricFamily.GAUGE
         faces = _family("faces_total", "faces in successful responses", counter)
         invalid_faces = _family("refused_faces_total", "invalid faces, by reason", counter)
-        requests = _family("refused_requests_total", "rejected requests", counter)
+        requests = _family(
+            "refused_requests_total", "requests rejected for an invalid face or wrong tensors", counter
+        )
         seconds = _family("stage_seconds_total", "seconds spent, by stage", counter)
         batches = _family("batch_faces", "faces in a dynamic batch", histogram)
         heartbeat = _family("heartbeat_seconds", "when the instance was last idle or made progress", gauge)
@@ -131,10 +133,13 @@ class Metrics:
         return self._consecutive_failures >= FAILURES_UNTIL_NOT_READY
 
     def add(self, tally: Tally) -> None:
-        """Count a dynamic batch; a batch with an answered face resets the count of failures."""
-        if tally.answered_faces:
+        """Count a dynamic batch. A batch with a successful request resets the count of failures.
+
+        A batch in which every request is rejected changes this count in neither direction.
+        """
+        if tally.successful_faces:
             self._consecutive_failures = 0
-        # After an exception in the flusher, which Python logs, pending counts would only accumulate.
+        # If the flusher has died, drop the counts: nothing would flush them.
         if not self._flusher.is_alive():
             return
         with self._changed:
@@ -147,7 +152,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def batch_in_progress(self) -> Iterator[None]:
-        """Report the time of the last `progress` as heartbeat until the `with` block ends.
+        """Mark a batch: within the block the heartbeat is the time of the last `progress`, outside it now.
 
         The batch counts as failed if the block raises.
         """
@@ -176,7 +181,7 @@ class Metrics:
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._closing or not self._pending.is_empty,
-                    HEARTBEAT_SECONDS - FLUSH_DELAY_SECONDS,
+                    HEARTBEAT_INTERVAL_SECONDS - FLUSH_DELAY_SECONDS,
                 )
                 self._changed.wait_for(lambda: self._closing, FLUSH_DELAY_SECONDS)
                 pending, self._pending, closing = self._pending, Tally(), self._closing
@@ -186,7 +191,7 @@ class Metrics:
         for faces in tally.batch_faces:
             self._batch_faces.observe(faces)
         values: list[tuple[Any, float]] = [
-            (self._faces, tally.answered_faces),
+            (self._faces, tally.successful_faces),
             (self._rejected_requests, tally.rejected_requests),
         ]
         values += [(self._invalid_faces[reason], count) for reason, count in tally.invalid_faces.items()]
