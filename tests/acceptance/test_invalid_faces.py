@@ -146,7 +146,7 @@ def test_invalid_face_never_affects_other_requests(target: Target, assert_agree:
 
 @isolation
 def test_rejections_never_block_the_ensemble(client: FaceFeatureClient, assert_agree: AssertAgree):
-    """Triton 2.51 loses requests or crashes if steps run in parallel, so the ensemble runs them one by one."""
+    """Triton 2.51 loses requests or crashes if steps run in parallel, so the ensemble runs them in turn."""
     check_alternating_valid_and_invalid(
         lambda tensors: infer(client, "ensemble", tensors, ["HOG", "POSE"]), assert_agree
     )
