@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_error(options, f"{error}: {INSTALL[options.command]}", BAD_INPUT)
     except KeyboardInterrupt:
         return _report_error(options, f"interrupted{_resume_hint(options)}", INTERRUPTED)
-    print(json.dumps(dataclasses.asdict(report)) if options.json else text)
+    try:
+        print(json.dumps(dataclasses.asdict(report)) if options.json else text, flush=True)
+    except BrokenPipeError:
+        # The reader of a pipe ended early, as `head` does. Python flushes standard output again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -187,10 +187,13 @@ async def _open_loop(
 
 
 async def _arrivals(start: float, end: float, requests_a_second: float) -> AsyncIterator[float]:
-    """Wait for the scheduled start of each request and yield it."""
-    generator = np.random.default_rng(0)
-    scheduled_start = start
-    while (scheduled_start := scheduled_start + generator.exponential(1 / requests_a_second)) < end:
+    """Wait for the scheduled start of each request and yield it.
+
+    The starts are uniform random times: a Poisson process with a fixed number of requests, so that a short run
+    has the requested rate.
+    """
+    count = max(1, round(requests_a_second * (end - start)))
+    for scheduled_start in np.sort(np.random.default_rng(0).uniform(start, end, count)).tolist():
         # Sleep even when late, because responses are handled on the same event loop.
         await asyncio.sleep(max(0.0, scheduled_start - time.perf_counter()))
         yield scheduled_start
