@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -108,16 +108,31 @@ def store_model(
     _check_interface(model, config, config_path)
     onnx.helper.set_model_props(model, facts)
     path = repository / model_name / "1" / "model.onnx"
+    originals = {config: config.read_text() for config in configs}
     try:
-        with contextlib.ExitStack() as stack:
+        with _restoring(originals), contextlib.ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
             for replaced, text in configs.items():
                 stack.enter_context(replacing(replaced)).write_text(text)
             # Write the model last, because make rebuilds a model that is older than its configuration.
             temporary.write_bytes(model.SerializeToString())
     except OSError as error:
-        raise ExportError(f"cannot write {error.filename or path}: {error.strerror}") from error
+        failed = error.filename2 or error.filename or path
+        raise ExportError(f"cannot write {failed}: {error.strerror}") from error
     return path
+
+
+@contextlib.contextmanager
+def _restoring(originals: Mapping[Path, str]) -> Iterator[None]:
+    """Restore the text of files if the block raises: a file may be replaced before another one fails."""
+    try:
+        yield
+    except BaseException:
+        for path, text in originals.items():
+            if path.read_text() != text:
+                with replacing(path) as temporary:
+                    temporary.write_text(text)
+        raise
 
 
 def _check_interface(model: onnx.ModelProto, config: model_config_pb2.ModelConfig, config_path: Path) -> None:

@@ -38,7 +38,8 @@ def outdated_configs(repository: Path, face_size: int) -> dict[Path, str]:
     paths = [*repository.glob("*/config.pbtxt"), *repository.glob("*/configs/*.pbtxt")]
     outdated = {}
     for path in sorted(paths):
-        if _fits(read_config_file(path), face_size):
+        # A run that was killed may have left a temporary file.
+        if path.name.startswith(".") or _fits(read_config_file(path), face_size):
             continue
         outdated[path] = _with_face_size(path.read_text(), face_size)
         if not _fits(text_format.Parse(outdated[path], model_config_pb2.ModelConfig()), face_size):

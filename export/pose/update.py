@@ -51,11 +51,14 @@ def is_outdated(model: onnx.ModelProto) -> bool:
 
 def _read_model(path: Path) -> onnx.ModelProto:
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise ExportError(
             f"cannot read {path} ({error}). Delete it, or export it again: python -m export pose"
         ) from error
+    if not model.graph.node:  # as in an empty file, which is a valid protobuf
+        raise ExportError(f"{path} is empty. Delete it, or export it again: python -m export pose")
+    return model
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -488,7 +488,8 @@ def test_closed_pipe_is_no_error(server: LocalServer):
     """As with `triton-face info | head -0`."""
     command = [sys.executable, "-m", "triton_face_client", "info", "--url", server.grpc_url]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0

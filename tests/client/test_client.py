@@ -3,6 +3,8 @@
 import gc
 import itertools
 import resource
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ from deploy.local import LocalServer
 from tests.support import oracles
 from tests.support.face_data import photo_faces
 from tests.support.raw_requests import infer
-from triton_face_client import FaceFeatureClient, InvalidFacesError, subject_pose
+from triton_face_client import FaceFeatureClient, FaceServiceError, InvalidFacesError, subject_pose
 from triton_face_client.requests.faces import MAX_REQUEST_BYTES, Faces
 
 ALL_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
@@ -217,6 +219,27 @@ def test_garbage_collected_client_ends_its_thread(server: LocalServer):
     gc.collect()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_closing_twice_and_calls_after_closing_do_not_hang(server: LocalServer):
+    client = FaceFeatureClient(server.grpc_url)
+    client.pose(photo_faces(1, 314)[1])
+    client.close()
+    client.close()
+    with pytest.raises(FaceServiceError, match="the client is closed"):
+        client.pose(photo_faces(1, 314)[1])
+
+
+def test_deadline_holds_while_another_thread_waits_for_a_hanging_server():
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        client = FaceFeatureClient(f"127.0.0.1:{hanging.getsockname()[1]}")
+        waiting = threading.Thread(target=client.wait_until_ready, args=(60,), daemon=True)
+        waiting.start()
+        time.sleep(0.2)
+        start = time.monotonic()
+        with pytest.raises(FaceServiceError):
+            client.pose(photo_faces(1, 314)[1], deadline=0.5)
+        assert time.monotonic() - start < 30
 
 
 def faces_with_invalid(defect: str) -> tuple[np.ndarray, np.ndarray]:

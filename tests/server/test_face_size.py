@@ -1,5 +1,6 @@
 """Changing the face size: one command updates all configurations and builds the HOG model."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -84,3 +85,26 @@ def test_failed_export_changes_no_file(repository_copy: Path):
     with pytest.raises(ExportError, match=r"cannot change the face size in .*ensemble/config.pbtxt"):
         export_hog(repository_copy, FACE_SIZE)
     assert contents(repository_copy) == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_error_after_some_files_were_replaced_restores_them(
+    repository_copy: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    before = contents(repository_copy)
+    replace, count = Path.replace, itertools.count(1)
+
+    def fail_once(path: Path, target: Path) -> Path:
+        if next(count) == 4:
+            raise error
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises((ExportError, KeyboardInterrupt)):
+        export_hog(repository_copy, FACE_SIZE)
+    assert contents(repository_copy) == before
+
+
+def test_temporary_file_of_a_killed_export_is_ignored(repository_copy: Path):
+    (repository_copy / "hog" / "configs" / ".cpu.x1.pbtxt").write_text('name: "hog"\nmax_ba')
+    assert outdated_configs(repository_copy, 112) == {}

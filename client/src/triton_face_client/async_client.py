@@ -57,6 +57,9 @@ class AsyncFaceFeatureClient(BaseClient):
 
     async def close(self) -> None:
         """Release the client's shared memory and close the connection."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         await self._run(release_regions(self._transport))
         if self._inference_tasks:
             await asyncio.wait(self._inference_tasks, timeout=CLOSE_WAIT_SECONDS)

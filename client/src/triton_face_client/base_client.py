@@ -112,6 +112,7 @@ class BaseClient:
         self.retry = retry or Retry()
         self._transport = _create_transport(shm, cuda_device)
         self._models: dict[str, Model] = {}
+        self._is_closed = False
 
     def config_error(self, error: InferenceServerException, model: str) -> FaceServiceError:
         """Return an error that explains why the server did not return a model's configuration or metadata.
@@ -155,6 +156,8 @@ class BaseClient:
 
     def _call_options(self, on_invalid: str, deadline: float | None) -> CallOptions:
         """Return the options of a call that starts now."""
+        if self._is_closed:
+            raise FaceServiceError("the client is closed: create a new client")
         if on_invalid not in ON_INVALID:
             raise ValueError(f"on_invalid is {on_invalid!r}: pass 'raise' or 'nan'")
         if deadline is not None and math.isnan(deadline):

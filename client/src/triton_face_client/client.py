@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from triton_face_client.requests.request import CLOSE_WAIT_SECONDS, CallOptions,
 from triton_face_client.requests.scheduler import Scheduler
 from triton_face_client.transports.base import Callback, ManageRegion
 from triton_face_client.transports.io_thread import IoThread
+
+_CONNECTION_LOCK = threading.Lock()
 
 
 class FaceFeatureClient(BaseClient):
@@ -56,7 +59,11 @@ class FaceFeatureClient(BaseClient):
     @functools.cached_property
     def connection(self) -> InferenceServerClient:
         """The `InferenceServerClient` of `tritonclient.grpc` for the same endpoint."""
-        return InferenceServerClient(**self._channel_arguments)
+        # From Python 3.12 on, several threads may run the function of a cached_property.
+        with _CONNECTION_LOCK:
+            if "connection" not in self.__dict__:
+                self.__dict__["connection"] = InferenceServerClient(**self._channel_arguments)
+            return self.__dict__["connection"]
 
     @functools.cached_property
     def _io_thread(self) -> IoThread:
@@ -67,6 +74,9 @@ class FaceFeatureClient(BaseClient):
 
     def close(self) -> None:
         """Release the client's shared memory and close the connection."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with contextlib.closing(Scheduler(self._perform)) as scheduler:
             scheduler.start(release_regions(self._transport))
             scheduler.run_until_one_completes()

@@ -189,8 +189,8 @@ async def _open_loop(
 async def _arrivals(start: float, end: float, requests_a_second: float) -> AsyncIterator[float]:
     """Wait for the scheduled start of each request and yield it.
 
-    The starts are uniform random times: a Poisson process with a fixed number of requests, so that a short run
-    has the requested rate.
+    The starts are uniform random times: a Poisson process with a fixed number of requests, so that a short
+    run has the requested rate.
     """
     count = max(1, round(requests_a_second * (end - start)))
     for scheduled_start in np.sort(np.random.default_rng(0).uniform(start, end, count)).tolist():

@@ -1,4 +1,4 @@
-"""The thread in which the blocking client calls gRPC.
+"""The threads in which the blocking client calls gRPC.
 
 Ctrl-C raises KeyboardInterrupt at any step of the main thread's Python code. Inside gRPC's Python code, it
 would leave a lock of gRPC acquired, and the next call would block forever. The caller's thread, which may be
@@ -17,15 +17,13 @@ T = TypeVar("T")
 
 
 class IoThread:
-    """A daemon thread that runs submitted functions one after the other."""
+    """A daemon thread that starts asynchronous calls one by one; each blocking call has another thread."""
 
     def __init__(self) -> None:
-        self._functions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._in_flight: set[object] = set()
         self._start()
 
     def submit(self, function: Callable[[], Any], callback: Callback) -> None:
-        """Run a function in the thread, then `callback` with its result and None, or None and its error."""
+        """Run a function in a new thread, then `callback` with its result and None, or None and its error."""
 
         def run() -> None:
             try:
@@ -35,7 +33,8 @@ class IoThread:
             else:
                 callback(result, None)
 
-        self._put(run)
+        # Not in the I/O thread: if the server hangs, the call would delay all other calls of the client.
+        threading.Thread(target=run, daemon=True, name="triton-face-call").start()
 
     def submit_async(self, function: Callable[[Callback], Any], callback: Callback) -> None:
         """Run in the thread a function that starts an asynchronous call, such as `async_infer`.
@@ -59,7 +58,7 @@ class IoThread:
         self._put(run)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the thread, wait for it, and return its result or raise its error."""
+        """Run a function in a new thread, wait for it, and return its result or raise its error."""
         outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         self.submit(function, lambda result, error: outcome.put((result, error)))
         result: T
@@ -76,15 +75,19 @@ class IoThread:
 
     def stop(self) -> None:
         """End the thread once it has run the functions submitted so far."""
+        self._is_stopped = True
         self._functions.put(None)
 
     def _put(self, function: Callable[[], None]) -> None:
         # A child process after a fork does not have the thread.
-        if not self._thread.is_alive():
+        if self._is_stopped or not self._thread.is_alive():
             self._start()
         self._functions.put(function)
 
     def _start(self) -> None:
+        self._functions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._in_flight: set[object] = set()
+        self._is_stopped = False
         # A client that was never closed must not keep the process alive, so the thread is a daemon.
         self._thread = threading.Thread(
             target=_run_functions, args=(self._functions,), daemon=True, name="triton-face-io"
