@@ -1,6 +1,6 @@
 # make demo     set up, start a real server, send a photograph, save a picture of the results
 # make test     set up, build the models, lint, test against real servers, 5 minutes on two cores after the set-up
-# make test-all make test, the slow tests, deploy-check and container-check, 20 minutes more
+# make test-all make test, the slow tests, deploy-check and container-check, 15 minutes more
 # make lint     ruff and mypy
 # make serve    serve model_repository/ (HTTP_PORT, GRPC_PORT, METRICS_PORT, MODEL_REPOSITORY, MODEL_CONFIG_NAME)
 # make accept   test a running server: SERVER=HOST:PORT (METRICS=HOST:PORT, TLS_FOLDER, TLS_NAME, POSE_WEIGHTS=FILE)
@@ -22,8 +22,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 SOAK_MINUTES ?= 30
-# Each test process starts its own server. --dist loadscope keeps a module's tests in one process.
-PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadscope
+# Each test process starts its own server.
+PARALLEL ?= --numprocesses auto --maxprocesses 4
+# Keeps the tests of a module in one process, where they share fixtures.
+BY_MODULE := --dist loadscope
 BIN := $(VENV)/bin
 PARITY_BIN := $(VENV)-parity/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -50,7 +52,7 @@ serve: $(BIN)/.installed models
 	@exec $(BIN)/python -m deploy.local
 
 test: lint models $(DEBIAN)/.prometheus
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --ignore=tests/deploy --ignore=tests/container
+	$(BIN)/python -m pytest $(PARALLEL) $(BY_MODULE) -m "not slow" --ignore=tests/deploy --ignore=tests/container
 
 # Sequential even with `make --jobs`: tests that share the cores would miss their time limits.
 test-all: test
@@ -59,7 +61,7 @@ test-all: test
 	$(MAKE) container-check
 
 test-slow: $(BIN)/.installed-test models $(DEBIAN)/.prometheus
-	$(BIN)/python -m pytest $(PARALLEL) -m slow --ignore=tests/deploy --ignore=tests/container
+	$(BIN)/python -m pytest $(PARALLEL) $(BY_MODULE) -m slow --ignore=tests/deploy --ignore=tests/container
 
 accept: $(BIN)/.installed-test
 	@test -n "$(SERVER)" || { echo "make accept: SERVER=HOST:PORT names the gRPC endpoint of the server"; exit 1; }

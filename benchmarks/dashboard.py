@@ -29,6 +29,7 @@ from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT
 from deploy.local.supervisor import server_processes
 from deploy.monitoring.panels import for_pod
+from tests.support.background_threads import background_threads
 from tests.support.face_data import photo_faces
 from tests.support.prometheus import Prometheus
 from triton_face_client import FaceFeatureClient
@@ -123,22 +124,13 @@ def run_phases(server: LocalServer) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _load(server: LocalServer, send: Send | None, callers: int) -> Iterator[None]:
-    stopping = threading.Event()
-
-    def call() -> None:
+    def call(stopping: threading.Event) -> None:
         with FaceFeatureClient(server.grpc_url, batch_size=FACES, in_flight=40) as client:
             while not stopping.is_set():
                 send(client)
 
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    try:
+    with background_threads(call, callers):
         yield
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
 
 
 def _wait(name: str, seconds: int) -> None:

@@ -108,7 +108,7 @@ def store_model(
     _check_interface(model, config, config_path)
     onnx.helper.set_model_props(model, facts)
     path = repository / model_name / "1" / "model.onnx"
-    originals = {config: config.read_text() for config in configs}
+    originals = {file: file.read_text() for file in configs}
     try:
         with _restoring(originals), contextlib.ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))

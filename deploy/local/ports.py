@@ -23,6 +23,27 @@ class Ports:
     metrics: int = 0
 
 
+class Endpoints:
+    """Addresses of the endpoints of a server that listens on `HOST`."""
+
+    ports: Ports
+
+    @property
+    def http_url(self) -> str:
+        """Host and port of the HTTP endpoint."""
+        return f"{HOST}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of the gRPC endpoint."""
+        return f"{HOST}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Host and port of the metrics endpoint."""
+        return f"{HOST}:{self.ports.metrics}"
+
+
 def choose_ports(ports: Ports) -> Ports:
     """Replace each 0 by a free port; wait up to `WAIT_SECONDS` for ports in use.
 

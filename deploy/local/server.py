@@ -22,7 +22,7 @@ from pathlib import Path
 from deploy.docker.shm_regions import SHARED_MEMORY, RegionPrefix, remove_leftovers
 from deploy.local.checks import check_onnx_files, check_temporary_folder, read_configs
 from deploy.local.errors import ServerError
-from deploy.local.ports import HOST, Ports, choose_ports
+from deploy.local.ports import HOST, Endpoints, Ports, choose_ports
 from deploy.local.wheel import create_backend_folder, find_triton, server_environment
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -60,7 +60,7 @@ KILL_SECONDS = 5.0
 """Time limit for killed processes to end."""
 
 
-class LocalServer:
+class LocalServer(Endpoints):
     """Start a server on entry, wait until every model is ready, stop it and clean up on exit.
 
     Parameters
@@ -116,21 +116,6 @@ class LocalServer:
         self.ports = ports or Ports()
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def http_url(self) -> str:
-        """Return host and port of the HTTP endpoint."""
-        return f"{HOST}:{self.ports.http}"
-
-    @property
-    def grpc_url(self) -> str:
-        """Return host and port of the gRPC endpoint."""
-        return f"{HOST}:{self.ports.grpc}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Return host and port of the metrics endpoint."""
-        return f"{HOST}:{self.ports.metrics}"
 
     @property
     def admin_key_path(self) -> Path:

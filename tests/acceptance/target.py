@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -144,14 +144,6 @@ def infer(client: FaceFeatureClient, model: str, tensors: Tensors, outputs: Sequ
                     returncode=pytest.ExitCode.TESTS_FAILED,
                 )
         time.sleep(POLL_SECONDS)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until a condition holds or the time is over; return whether it holds."""
-    end = time.monotonic() + seconds
-    while not (holds := condition()) and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
-    return holds
 
 
 def faces_computed(client: FaceFeatureClient) -> dict[str, int]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.acceptance.conftest import AssertAgree
-from tests.acceptance.target import Target, Tensors, frame_inputs, infer, wait_until
+from tests.acceptance.target import Target, Tensors, frame_inputs, infer
 from tests.support.face_data import photo_faces
 from tests.support.interface import ENSEMBLE_OUTPUTS
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient
 
 CALLERS = 32

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests.acceptance.target import ServerInfo, Target, frame_inputs, infer, wait_until
+from tests.acceptance.target import ServerInfo, Target, frame_inputs, infer
 from tests.support.face_data import photo_faces
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient
 
 SERIES = re.compile(r"^(?P<name>\w+)(?:{(?P<labels>.*)})? (?P<value>\S+)", re.MULTILINE)

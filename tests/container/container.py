@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from deploy.local.ports import HOST, Ports, choose_ports
+from deploy.local.ports import HOST, Endpoints, Ports, choose_ports
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import Process, server_processes
 from tests.container.base import IMAGE
@@ -135,7 +135,7 @@ class SharedMemory(contextlib.AbstractContextManager):
         return sum(512 * path.stat().st_blocks for path in self.folder.iterdir())
 
 
-class Container(contextlib.AbstractContextManager):
+class Container(Endpoints, contextlib.AbstractContextManager):
     """A container of the image, started on entry and removed on exit.
 
     Parameters
@@ -179,16 +179,6 @@ class Container(contextlib.AbstractContextManager):
     def __exit__(self, *_exception: object) -> None:
         """Kill and remove the container."""
         self._engine.podman("rm", "--force", "--time=0", self.name)
-
-    @property
-    def grpc_url(self) -> str:
-        """Host and port of gRPC."""
-        return f"{HOST}:{self.ports.grpc}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Host and port of the metrics."""
-        return f"{HOST}:{self.ports.metrics}"
 
     @property
     def pid(self) -> int:

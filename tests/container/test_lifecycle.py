@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,10 @@ from tests.container.container import (
     probe,
 )
 from tests.container.engine import Echo, Engine
+from tests.support.background_threads import background_threads
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient, Retry, ServiceUnavailableError, Tls
 
 KEY = "a-key-of-the-tests-and-no-other"
@@ -130,9 +132,8 @@ class Load:
 def load(url: str, frames: np.ndarray, landmarks: np.ndarray, callers: int = 3) -> Iterator[Load]:
     """Send faces from several threads until the end of the block."""
     results = Load()
-    stopping = threading.Event()
 
-    def call() -> None:
+    def call(stopping: threading.Event) -> None:
         with FaceFeatureClient(url, batch_size=8) as client:
             while not stopping.is_set():
                 try:
@@ -141,15 +142,8 @@ def load(url: str, frames: np.ndarray, landmarks: np.ndarray, callers: int = 3) 
                     results.failures.append(error)
                     return
 
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    try:
+    with background_threads(call, callers):
         yield results
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_stop_under_load_loses_no_face(engine: Engine, podman_options: list[str], echo: Echo):
@@ -168,20 +162,13 @@ def test_stop_under_load_loses_no_face(engine: Engine, podman_options: list[str]
             stopped, before = time.monotonic() - start, len(results.outputs)
             successors.enter_context(Container(engine, podman_options)).wait_until_ready()
             ready = time.monotonic() - start - stopped
-            wait_until(lambda: len(results.outputs) > before + 10 or bool(results.failures))
+            assert wait_until(lambda: len(results.outputs) > before + 10 or bool(results.failures), 60)
     faces = sum(len(output) for output in results.outputs)
     echo(f"stopped in {stopped:.1f} s, next server ready {ready:.1f} s later; {faces} faces, none lost")
     assert results.failures == []
     assert before > 0
     for output in results.outputs:
         np.testing.assert_array_equal(output, expected)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.1)
 
 
 def test_server_starts_after_each_sigkill(engine: Engine, echo: Echo):
@@ -218,7 +205,7 @@ def kill_repeatedly(engine: Engine, podman_options: list[str], memory: SharedMem
         before = memory.files()
         with Container(engine, podman_options) as server:
             if number % 2:
-                wait_until(lambda before=before: len(memory.files() - before) > 3)
+                assert wait_until(lambda before=before: len(memory.files() - before) > 3, 60)
             else:
                 assert_computes_features(server.wait_until_ready())
             server.send("KILL")

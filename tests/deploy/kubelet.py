@@ -31,7 +31,7 @@ def run_probe(
     **environment : str
         Further environment variables.
     """
-    ports = {"HTTP_PORT": str(server.http_port), "METRICS_PORT": str(server.metrics_port)}
+    ports = {"HTTP_PORT": str(server.ports.http), "METRICS_PORT": str(server.ports.metrics)}
     variables = os.environ | ports | {"TMPDIR": str(folder)} | environment
     command = [sys.executable, "-I", str(PROBE)]
     try:

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from deploy.local.ports import HOST, Ports, choose_ports
+from deploy.local.ports import HOST, Endpoints, Ports, choose_ports
 from deploy.local.server import PROJECT
 from deploy.local.wheel import create_backend_folder, find_triton, library_path
 
@@ -20,7 +20,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
 
-class ProductionServer(contextlib.AbstractContextManager):
+class ProductionServer(Endpoints, contextlib.AbstractContextManager):
     """Run serve.sh and wait until the server is ready; stop it on exit.
 
     Unlike the image, it listens on loopback and free ports, and has a separate folder of backends.
@@ -51,8 +51,7 @@ class ProductionServer(contextlib.AbstractContextManager):
         folder = Path(self._folder.name)
         folder.chmod(0o755)
         create_backend_folder(find_triton(), folder / "backends")
-        ports = choose_ports(Ports())
-        self.http_port, self.grpc_port, self.metrics_port = ports.http, ports.grpc, ports.metrics
+        self.ports = choose_ports(Ports())
         self.log_path = folder / "log"
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -75,16 +74,6 @@ class ProductionServer(contextlib.AbstractContextManager):
         self._folder.cleanup()
 
     @property
-    def grpc_url(self) -> str:
-        """Host and port of gRPC."""
-        return f"{HOST}:{self.grpc_port}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Host and port of the metrics."""
-        return f"{HOST}:{self.metrics_port}"
-
-    @property
     def pid(self) -> int:
         """Process id of the server."""
         return self._process.pid
@@ -95,9 +84,9 @@ class ProductionServer(contextlib.AbstractContextManager):
             str(SERVE),
             f"--backend-directory={backends}",
             *(f"--{endpoint}-address={HOST}" for endpoint in ("http", "grpc", "metrics")),
-            f"--http-port={self.http_port}",
-            f"--grpc-port={self.grpc_port}",
-            f"--metrics-port={self.metrics_port}",
+            f"--http-port={self.ports.http}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
             *self._options,
         ]
 
@@ -114,7 +103,7 @@ class ProductionServer(contextlib.AbstractContextManager):
     def get(self, path: str, port: int | None = None, headers: dict[str, str] | None = None) -> int:
         """Return the status of an HTTP request."""
         request = urllib.request.Request(
-            f"http://{HOST}:{port or self.http_port}{path}", headers=headers or {}
+            f"http://{HOST}:{port or self.ports.http}{path}", headers=headers or {}
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as response:

@@ -5,8 +5,7 @@ import json
 import math
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,10 @@ import yaml
 from deploy.local.server import PROJECT
 from deploy.monitoring.panels import for_pod, scaling_targets
 from tests.deploy.production_server import ProductionServer
+from tests.support.background_threads import background_threads
 from tests.support.face_data import photo_faces
 from tests.support.prometheus import Prometheus
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient
 
 MONITORING = PROJECT / "deploy" / "monitoring"
@@ -50,32 +51,14 @@ def load(url: str) -> Iterator[None]:
     frames, landmarks = photo_faces(16, 720)
     frames = np.round(255 * frames).astype(np.uint8)
     repeated = np.arange(4 * IN_FLIGHT * FACES) % 16
-    stopping = threading.Event()
 
-    def call() -> None:
+    def call(stopping: threading.Event) -> None:
         with FaceFeatureClient(url, batch_size=FACES, in_flight=IN_FLIGHT) as client:
             while not stopping.is_set():
                 client.features(frames[repeated], landmarks[repeated])
 
-    callers = [threading.Thread(target=call) for _ in range(CALLERS)]
-    for caller in callers:
-        caller.start()
-    try:
+    with background_threads(call, CALLERS):
         yield
-    finally:
-        stopping.set()
-        for caller in callers:
-            caller.join()
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    """Wait for a condition; return False after `TIME_LIMIT`."""
-    deadline = time.monotonic() + TIME_LIMIT
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(1)
-    return True
 
 
 def dashboard_queries() -> dict[str, str]:
@@ -114,16 +97,16 @@ def test_scaling_metrics_follow_the_load(server: ProductionServer, prometheus: P
     def exceeds_targets() -> bool:
         return all((value or 0.0) > targets[name] for name, value in values().items())
 
-    assert becomes_true(is_idle), values()
+    assert wait_until(is_idle, TIME_LIMIT, interval=1), values()
     with load(server.grpc_url):
-        assert becomes_true(exceeds_targets), values()
+        assert wait_until(exceeds_targets, TIME_LIMIT, interval=1), values()
         without_data = [
             panel for panel, query in dashboard_queries().items() if not has_data(prometheus, query)
         ]
         assert without_data == []
         assert sum(prometheus.query("triton_face:faces:rate").values()) > 0
     assert prometheus.query('ALERTS{alertstate="firing"}') == {}, "every request is answered"
-    assert becomes_true(is_idle), values()
+    assert wait_until(is_idle, TIME_LIMIT, interval=1), values()
 
 
 def has_data(prometheus: Prometheus, query: str) -> bool:

@@ -26,6 +26,7 @@ from deploy.local.supervisor import server_processes
 from tests.deploy.kubelet import Kubelet, run_probe
 from tests.deploy.production_server import ProductionServer
 from tests.reliability.overload import overload
+from tests.support.background_threads import background_threads
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
 from tests.support.raw_requests import infer
@@ -116,23 +117,15 @@ def failing(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def background_calls(server: ProductionServer, callers: int = 8) -> Iterator[None]:
     """Send faces from several threads until the end of the block and ignore failures."""
     frames, landmarks = photo_faces(2, 741)
-    stopping = threading.Event()
 
-    def call() -> None:
+    def call(stopping: threading.Event) -> None:
         with FaceFeatureClient(server.grpc_url, timeout=5, retry=Retry(seconds=0)) as client:
             while not stopping.wait(0.1):
                 with contextlib.suppress(InferenceServerException):
                     infer(client, "ensemble", {"FRAMES": frames, "LANDMARKS": landmarks}, ["HOG"], 5)
 
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    try:
+    with background_threads(call, callers):
         yield
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_probes_of_a_healthy_server_pass(container: dict, production: ProductionServer, tmp_path: Path):

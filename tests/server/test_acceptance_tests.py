@@ -28,12 +28,12 @@ from tests.acceptance.target import (
     frame_inputs,
     infer,
     read_server_info,
-    wait_until,
 )
 from tests.support import oracles
 from tests.support.face_data import photo_faces
 from tests.support.fixtures import write_pose_checkpoint
 from tests.support.interface import ENSEMBLE_OUTPUTS
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient, Tls
 
 TLS_NAME = "faces.test"

@@ -1,7 +1,6 @@
 """align_mask's own metrics, scraped by a real Prometheus."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from tests.support.face_data import photo_faces
 from tests.support.invalid_faces import INVALID_FACES
 from tests.support.prometheus import Prometheus
 from tests.support.raw_requests import infer
+from tests.support.waiting import wait_until
 from triton_face_client import FaceFeatureClient
 
 WAIT_SECONDS = 15.0
@@ -26,16 +26,9 @@ def server_and_prometheus(repository: Path) -> Iterator[tuple[LocalServer, Prome
         yield server, prometheus
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, at most `WAIT_SECONDS`; the caller asserts it."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
-
-
 def test_prometheus_counts_faces_requests_and_stages(server_and_prometheus: tuple[LocalServer, Prometheus]):
     server, prometheus = server_and_prometheus
-    wait_until(lambda: len(prometheus.query("align_mask_refused_faces_total")) == len(REASONS))
+    wait_until(lambda: len(prometheus.query("align_mask_refused_faces_total")) == len(REASONS), WAIT_SECONDS)
     assert prometheus.query("align_mask_refused_faces_total") == dict.fromkeys(REASONS, 0)
     assert prometheus.query("align_mask_faces_total") == {"": 0}
 
@@ -51,7 +44,7 @@ def test_prometheus_counts_faces_requests_and_stages(server_and_prometheus: tupl
         with pytest.raises(InferenceServerException):
             infer(client, "align_mask", {"LANDMARKS": landmarks}, ["MASK"])
 
-    wait_until(lambda: prometheus.query("align_mask_refused_requests_total") == {"": 2})
+    wait_until(lambda: prometheus.query("align_mask_refused_requests_total") == {"": 2}, WAIT_SECONDS)
     assert prometheus.query("align_mask_refused_requests_total") == {"": 2}
     assert prometheus.query("align_mask_faces_total") == {"": 21 + 21}
     invalid = {
@@ -104,6 +97,6 @@ def test_instances_add_to_the_same_counters(server_and_prometheus: tuple[LocalSe
     many = np.arange(2000) % 40
     with FaceFeatureClient(server.grpc_url, batch_size=3, in_flight=12) as client:
         client.features(frames[many], landmarks[many])
-    wait_until(lambda: prometheus.query("align_mask_faces_total") == {"": 2000})
+    wait_until(lambda: prometheus.query("align_mask_faces_total") == {"": 2000}, WAIT_SECONDS)
     assert prometheus.query("align_mask_faces_total") == {"": 2000}
     assert prometheus.query("align_mask_batch_faces_sum") == {"": 2000}

@@ -19,7 +19,7 @@ from triton_face_client.requests.model_config import Model
 from triton_face_client.requests.request import CLOSE_WAIT_SECONDS, CallOptions, Send, release_regions
 from triton_face_client.requests.scheduler import Scheduler
 from triton_face_client.transports.base import Callback, ManageRegion
-from triton_face_client.transports.io_thread import IoThread
+from triton_face_client.transports.io_thread import IoThread, call_in_thread, run_in_thread
 
 _CONNECTION_LOCK = threading.Lock()
 
@@ -81,7 +81,7 @@ class FaceFeatureClient(BaseClient):
             scheduler.start(release_regions(self._transport))
             scheduler.run_until_one_completes()
         self._io_thread.drain(CLOSE_WAIT_SECONDS)
-        self._io_thread.call(self.connection.close)
+        call_in_thread(self.connection.close)
         self._io_thread.stop()
 
     def features(
@@ -211,7 +211,7 @@ class FaceFeatureClient(BaseClient):
         if name not in self._models:
             try:
                 arguments = self._control_arguments(seconds)
-                response = self._io_thread.call(lambda: self.connection.get_model_config(name, **arguments))
+                response = call_in_thread(lambda: self.connection.get_model_config(name, **arguments))
             except InferenceServerException as error:
                 raise self.config_error(error, name) from None
             self._models[name] = Model.from_config(response.config, self.batch_size)
@@ -229,7 +229,7 @@ class FaceFeatureClient(BaseClient):
         while (seconds_left := end - time.monotonic()) > 0:
             with contextlib.suppress(InferenceServerException):
                 arguments = self._control_arguments(seconds_left)
-                if self._io_thread.call(functools.partial(self.connection.is_server_ready, **arguments)):
+                if call_in_thread(functools.partial(self.connection.is_server_ready, **arguments)):
                     return
             time.sleep(min(0.1, seconds_left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
@@ -271,8 +271,8 @@ class FaceFeatureClient(BaseClient):
         arguments = action.arguments | {"headers": self.headers}
         if isinstance(action, ManageRegion):
             method = getattr(self.connection, action.method)
-            self._io_thread.submit(lambda: method(**arguments), callback)
+            run_in_thread(lambda: method(**arguments), callback)
         else:
-            self._io_thread.submit_async(
+            self._io_thread.submit(
                 lambda on_response: self.connection.async_infer(**arguments, callback=on_response), callback
             )

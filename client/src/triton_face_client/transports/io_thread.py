@@ -17,26 +17,12 @@ T = TypeVar("T")
 
 
 class IoThread:
-    """A daemon thread that starts asynchronous calls one by one; each blocking call has another thread."""
+    """A daemon thread that starts asynchronous calls, one after the other."""
 
     def __init__(self) -> None:
         self._start()
 
-    def submit(self, function: Callable[[], Any], callback: Callback) -> None:
-        """Run a function in a new thread, then `callback` with its result and None, or None and its error."""
-
-        def run() -> None:
-            try:
-                result = function()
-            except Exception as error:
-                callback(None, error)
-            else:
-                callback(result, None)
-
-        # Not in the I/O thread: if the server hangs, the call would delay all other calls of the client.
-        threading.Thread(target=run, daemon=True, name="triton-face-call").start()
-
-    def submit_async(self, function: Callable[[Callback], Any], callback: Callback) -> None:
+    def submit(self, function: Callable[[Callback], Any], callback: Callback) -> None:
         """Run in the thread a function that starts an asynchronous call, such as `async_infer`.
 
         The function receives the callback to pass to that call. When the call ends, `callback` runs in a
@@ -56,16 +42,6 @@ class IoThread:
                 finish(None, error)
 
         self._put(run)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Run a function in a new thread, wait for it, and return its result or raise its error."""
-        outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-        self.submit(function, lambda result, error: outcome.put((result, error)))
-        result: T
-        result, error = outcome.get()
-        if error is not None:
-            raise error
-        return result
 
     def drain(self, seconds: float) -> None:
         """Wait until all asynchronous calls have ended, for at most `seconds`."""
@@ -100,3 +76,31 @@ def _run_functions(functions: "queue.SimpleQueue[Callable[[], None] | None]") ->
         function()
         # A reference to the last function would keep the client from garbage collection.
         del function
+
+
+def run_in_thread(function: Callable[[], Any], callback: Callback) -> None:
+    """Run a blocking call in a new thread, then `callback` with its result and None, or None and its error.
+
+    The I/O thread does not run blocking calls: if the server hangs, they would delay all other calls.
+    """
+
+    def run() -> None:
+        try:
+            result = function()
+        except Exception as error:
+            callback(None, error)
+        else:
+            callback(result, None)
+
+    threading.Thread(target=run, daemon=True, name="triton-face-call").start()
+
+
+def call_in_thread(function: Callable[[], T]) -> T:
+    """Run a blocking call in a new thread, wait for it, and return its result or raise its error."""
+    outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    run_in_thread(function, lambda result, error: outcome.put((result, error)))
+    result: T
+    result, error = outcome.get()
+    if error is not None:
+        raise error
+    return result
