@@ -71,7 +71,7 @@ class Tally:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch was counted. A batch of unreadable requests has rejected requests but no faces."""
+        """Whether no batch was counted. A batch of requests with wrong tensors has no faces."""
         return not (self.batch_faces or self.rejected_requests)
 
     def add(self, other: "Tally") -> None:
