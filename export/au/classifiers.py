@@ -1,7 +1,7 @@
 """The parts of py-feat's AU classifiers, as plain arrays: projections, trees, linear models and calibrators.
 
-`checkpoint.py` reads them from a file, `graph.py` builds the ONNX graph from them, and `reference.py` evaluates
-them in NumPy.
+`checkpoint.py` reads them from a file, `graph.py` builds the ONNX graph from them, and `reference.py`
+evaluates them in NumPy.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class Projection:
 class Trees:
     """Gradient-boosted trees of XGBoost for two classes.
 
-    A split sends a row to `left` if its feature is less than `value`, else to `right`. The margin is the sum of
-    `base_margin` and of each tree's leaf, in float32, in this order.
+    A split sends a row to `left` if its feature is less than `value`, else to `right`. The margin is the sum
+    of `base_margin` and of each tree's leaf, in float32, in this order.
 
     Attributes
     ----------
