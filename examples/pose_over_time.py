@@ -20,8 +20,6 @@ from triton_face_client.video.face_chunks import FaceChunk, read_chunks
 from triton_face_client.video.landmark_tables import read_table
 from triton_face_client.video.media import FrameReader
 
-HOG_FEATURES = 5408
-
 ANGLES = ("pitch, + up", "roll, + to the subject's right", "yaw, + to the subject's right")
 
 
@@ -35,9 +33,10 @@ def main(video: Path, table: Path, picture: Path) -> None:
             pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
-    hog = np.full((len(faces.frame), HOG_FEATURES), np.nan, dtype=np.float32)
     url = os.environ.get("TRITON_FACE_URL", "127.0.0.1:8001")
     with FaceFeatureClient(url) as client, FrameReader([video], faces.exif_applied) as reader:
+        _, dims = client.model("ensemble").outputs["HOG"]
+        hog = np.full((len(faces.frame), *dims), np.nan, dtype=np.float32)
         for answers in client.stream(chunks(reader), ["HOG"], on_invalid="nan"):
             chunk = pending.pop(0)
             hog[chunk.rows[chunk.cropped]] = answers["HOG"]

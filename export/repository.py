@@ -25,14 +25,16 @@ Interface = dict[str, tuple[int, list[int]]]
 """Tensor name -> ONNX element type and shape without the batch dimension."""
 
 
-def add_repository_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the option `--repository`."""
+def add_repository_argument(
+    parser: argparse.ArgumentParser, summary: str = "the model repository to write to"
+) -> None:
+    """Declare the option `--repository`, which `summary` describes."""
     parser.add_argument(
         "--repository",
         type=Path,
         default=DEFAULT_REPOSITORY,
         metavar="DIR",
-        help="the model repository to write to (default: %(default)s)",
+        help=f"{summary} (default: %(default)s)",
     )
 
 

@@ -21,7 +21,8 @@ from align_mask.stage_clock import StageClock
 from benchmarks.gpu.rows import SEED, TOLERANCE, Job, Row, Rows, check
 from benchmarks.speed.input_data import as_uint8
 from benchmarks.speed.local_pipeline import align_settings
-from export.hog.graph import BORDER_SHIFTS, SLOPES, build_hog_graph
+from export.hog.graph import build_hog_graph
+from export.hog.orientation import BORDER_SHIFTS, slope_ranges
 from tests.support import oracles
 from tests.support.face_data import CROP, photo_faces
 from tests.support.machine import machine
@@ -269,7 +270,7 @@ def measured_shift(offset: np.ndarray, above: np.ndarray) -> tuple[float, float]
 def bin_graph(job: Job) -> onnxruntime.InferenceSession:
     """Extract from the HOG graph the nodes that compute a gradient's bin."""
     model = onnx.shape_inference.infer_shapes(build_hog_graph(CROP))
-    outputs = ["one_if_left", *SLOPES]
+    outputs = ["one_if_left", *slope_ranges(8)]
     bin_model = onnx.utils.Extractor(model).extract_model(["gx", "gy"], outputs)
     execution_providers = [(provider(job.device), {})] if job.device == "cuda" else [CPU_PROVIDER]
     return onnxruntime.InferenceSession(bin_model.SerializeToString(), providers=execution_providers)

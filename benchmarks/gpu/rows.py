@@ -9,6 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.hog.command import export_hog
+from export.hog.settings import HogSettings
 from export.pose.command import export_pose
 from export.pose.origin import DEFAULT_CHECKPOINT
 from export.repository import DEFAULT_REPOSITORY
@@ -91,6 +92,6 @@ def check(what: str, measured: str | float, goal: str | None = None, reached: bo
 def build_repository(target: Path) -> Path:
     """Copy the project's repository to a folder and build its models there."""
     shutil.copytree(DEFAULT_REPOSITORY, target, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
-    export_hog(target)
+    export_hog(target, **vars(HogSettings()))
     export_pose(target, DEFAULT_CHECKPOINT)
     return target

@@ -18,7 +18,7 @@ from benchmarks.gpu.rows import SIZES, Job
 from benchmarks.gpu.wheels import WheelsError, install, split
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
-from export.hog.graph import BORDER_SHIFTS
+from export.hog.orientation import BORDER_SHIFTS
 
 
 def gpu_check(*options: str) -> "subprocess.CompletedProcess[str]":

@@ -9,6 +9,7 @@ from deploy.local.errors import ServerError
 from deploy.local.photograph import photograph
 from deploy.local.server import PROJECT, LocalServer
 from triton_face_client import FaceFeatureClient, subject_pose
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.plotting.face_figure import draw_face
 
 PICTURE = PROJECT / "build" / "demo.png"
@@ -33,6 +34,7 @@ def main() -> int:
                 frames, landmarks, ["HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK"]
             )
             faces = client.align(frames, landmarks, ["ALIGNED_FACES", "MASKED_FACES"])
+            settings = HogSettings.from_parameters(client.model("hog").parameters)
             _print_server(client)
             _print_tensors({"FRAMES": frames, "LANDMARKS": landmarks} | features | faces)
             _print_pose(features["POSE"])
@@ -41,7 +43,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     PICTURE.parent.mkdir(exist_ok=True)
-    draw_face(PICTURE, crop, points, {name: rows[0] for name, rows in (features | faces).items()})
+    draw_face(PICTURE, crop, points, {name: rows[0] for name, rows in (features | faces).items()}, settings)
     print(f"\npicture: {PICTURE}")
     return 0
 

@@ -1,42 +1,59 @@
 """`python -m export hog`: build the HOG model, check it against scikit-image, store it."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 from skimage.feature import hog as skimage_hog
 
 from export.errors import ExportError
-from export.hog.face_size import outdated_configs
-from export.hog.graph import BLOCK, CELL, ORIENTATIONS, build_hog_graph, feature_length
+from export.hog.configs import configured_settings, outdated_configs
+from export.hog.graph import build_hog_graph
+from export.hog.settings import NORMS, HogSettings
 from export.onnx_session import run_on_cpu
 from export.repository import add_repository_argument, configured_face_size, store_model
 
 TOLERANCE = 1e-5
 """Largest accepted difference of a feature; features are in [0, 1]."""
 
-SMALLEST_FACE = CELL * BLOCK
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Declare the options of the command. An option that is not given keeps the configured setting."""
+    parser.add_argument("--orientations", type=int, metavar="N", help="number of orientation bins")
     parser.add_argument(
-        "--face-size",
-        type=int,
-        metavar="PIXELS",
-        help="change the side of the aligned face in all configs (default: keep align_mask's face_size)",
+        "--cell", dest="pixels_per_cell", type=int, metavar="PIXELS", help="side of a cell, in pixels"
+    )
+    parser.add_argument(
+        "--block", dest="cells_per_block", type=int, metavar="CELLS", help="side of a block, in cells"
+    )
+    parser.add_argument("--norm", dest="block_norm", choices=NORMS, help="block norm")
+    parser.add_argument(
+        "--transform-sqrt",
+        action=argparse.BooleanOptionalAction,
+        help="compute gradients from the square roots of the pixels",
+    )
+    parser.add_argument(
+        "--face-size", type=int, metavar="PIXELS", help="side of the aligned face, a parameter of align_mask"
+    )
+    parser.epilog = (
+        "An option that is not given keeps the configured setting. Given options change all configurations."
     )
     add_repository_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Export with the options of the command line."""
-    path, difference = export_hog(arguments.repository, arguments.face_size)
+    names = [field.name for field in dataclasses.fields(HogSettings)]
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    path, difference = export_hog(arguments.repository, arguments.face_size, **given)
     print(f"{path}: differs from scikit-image by at most {difference:.1e} on the check's faces")
 
 
-def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, float]:
+def export_hog(repository: Path, face_size: int | None = None, **changes: Any) -> tuple[Path, float]:
     """Build, check and store the HOG model.
 
     Parameters
@@ -44,8 +61,10 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     repository : Path
         The model repository; ``hog/1/model.onnx`` in it is replaced.
     face_size : int, optional
-        New side of the aligned face in pixels. Configurations with another face size are changed, too.
-        Default: the parameter face_size of align_mask.
+        New side of the aligned face in pixels. Default: the parameter face_size of align_mask.
+    **changes
+        New values of attributes of `HogSettings`. Default: the parameters of hog. With a face size or
+        changes, all configurations are updated.
 
     Returns
     -------
@@ -55,22 +74,21 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     Raises
     ------
     ExportError
-        If the size is too small, the check fails, or no size is given and the configurations disagree. An
-        error leaves all files unchanged.
+        If a setting is invalid or needs a larger face, the check fails, or nothing is to be changed and the
+        configurations disagree. An error leaves all files unchanged.
     """
+    settings = dataclasses.replace(configured_settings(repository), **changes)
     size = configured_face_size(repository) if face_size is None else face_size
-    if size < SMALLEST_FACE:
-        raise ExportError(f"the face size must be at least {SMALLEST_FACE} pixels, it is {size}")
-    configs = outdated_configs(repository, size)
-    if configs and face_size is None:
+    configs = outdated_configs(repository, size, settings)
+    if configs and face_size is None and not changes:
         names = ", ".join(str(path.relative_to(repository)) for path in configs)
         raise ExportError(
-            f"{names}: face_size or dims differ from face_size {size} of align_mask/config.pbtxt; run "
-            f"`python -m export hog --face-size {size}`, which updates them"
+            f"{names}: parameters or dims differ from face_size {size} of align_mask/config.pbtxt or from "
+            f"the parameters of hog/config.pbtxt; run `python -m export hog --face-size {size} "
+            f"{settings.as_options()}`, which updates them"
         )
-    model = build_hog_graph(size)
-    faces = check_faces(size)
-    difference = float(np.abs(run_on_cpu(model, faces) - reference_features(faces)).max())
+    model = build_hog_graph(size, settings)
+    difference = _largest_difference(model, check_faces(size), settings)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the HOG model differs from scikit-image by {difference}, more than {TOLERANCE}: "
@@ -79,11 +97,8 @@ def export_hog(repository: Path, face_size: int | None = None) -> tuple[Path, fl
     facts = {
         "made_from": "the definition of skimage.feature.hog, as an ONNX graph",
         "face_size": str(size),
-        "orientations": str(ORIENTATIONS),
-        "pixels_per_cell": str(CELL),
-        "cells_per_block": str(BLOCK),
-        "block_norm": "L2-Hys",
-        "features": str(feature_length(size)),
+        **settings.as_parameters(),
+        "features": str(settings.feature_length(size)),
         "checked_against": f"scikit-image {importlib.metadata.version('scikit-image')}",
         "largest_difference": f"{difference:.3e}",
     }
@@ -97,7 +112,8 @@ def check_faces(face_size: int) -> np.ndarray:
     bins), a corner with the fill value 128, and a blank face.
     """
     generator = np.random.default_rng(0)
-    noise = generator.random((3, 3, face_size, face_size), dtype=np.float32)
+    # Multiples of 1/256: quotients of their differences are no slopes within float32 rounding of a border.
+    noise = (generator.integers(0, 256, (3, 3, face_size, face_size)) / 256).astype(np.float32)
     noise[1, :, :, : face_size // 2] = 0
     noise[2] = noise[2, :1]
     row, column = np.mgrid[:face_size, :face_size] - face_size // 2
@@ -110,18 +126,24 @@ def check_faces(face_size: int) -> np.ndarray:
     return np.stack([*noise, *edges, with_fill, np.zeros_like(with_fill)])
 
 
-def reference_features(faces: np.ndarray) -> np.ndarray:
-    """Return scikit-image's HOG ``[N, features]`` of faces ``[N, 3, S, S]``."""
-    return np.stack(
-        [
-            skimage_hog(
-                face,
-                orientations=ORIENTATIONS,
-                pixels_per_cell=(CELL, CELL),
-                cells_per_block=(BLOCK, BLOCK),
-                block_norm="L2-Hys",
-                channel_axis=0,
-            )
-            for face in faces
-        ]
+def _largest_difference(model: onnx.ModelProto, faces: np.ndarray, settings: HogSettings) -> float:
+    """Return the largest difference of the model's features from scikit-image's."""
+    computed = run_on_cpu(model, faces)
+    return max(
+        float(np.abs(features - _reference_features(face, settings)).max())
+        for face, features in zip(faces, computed, strict=True)
     )
+
+
+def _reference_features(face: np.ndarray, settings: HogSettings) -> np.ndarray:
+    """Return scikit-image's HOG ``[features]`` of a face ``[3, S, S]``."""
+    features: np.ndarray = skimage_hog(
+        face,
+        orientations=settings.orientations,
+        pixels_per_cell=(settings.pixels_per_cell, settings.pixels_per_cell),
+        cells_per_block=(settings.cells_per_block, settings.cells_per_block),
+        block_norm=settings.block_norm,
+        transform_sqrt=settings.transform_sqrt,
+        channel_axis=0,
+    )
+    return features

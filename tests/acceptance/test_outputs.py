@@ -14,6 +14,7 @@ from tests.support import oracles
 from tests.support.face_data import photo_faces
 from tests.support.interface import ALIGN_OUTPUTS, ENSEMBLE_OUTPUTS
 from triton_face_client import FaceFeatureClient
+from triton_face_client.hog_settings import HogSettings
 
 HOG_TOLERANCE = 1e-5
 
@@ -49,6 +50,7 @@ def test_align_mask_equals_oracle(client: FaceFeatureClient, size: tuple[int, in
 
 @pytest.mark.checks("HOG equals the oracle's on the masked faces, 97 % of them within 1e-5")
 def test_hog_of_masked_faces_equals_oracle(client: FaceFeatureClient, assert_agree: AssertAgree):
+    assert HogSettings.from_parameters(client.model("hog").parameters) == HogSettings()
     faces = frame_inputs(*photo_faces(60, 53))
     masked = infer(client, "align_mask", faces, ["MASKED_FACES"])
     features = infer(client, "hog", masked, ["HOG"])

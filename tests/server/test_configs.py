@@ -10,7 +10,8 @@ from tritonclient.grpc import model_config_pb2
 
 from align_mask.settings import Settings, SettingsError
 from deploy.local.photograph import photograph
-from export.hog.graph import feature_length
+from export.hog.configs import configured_settings
+from export.hog.settings import HogSettings
 from export.repository import DEFAULT_REPOSITORY, read_config
 from tests.support.interface import INTERFACE, MAX_BATCH_SIZE
 
@@ -137,7 +138,8 @@ def test_settings_equal_those_of_py_feats_au_classifiers():
     )
     assert settings.face_size == 112
     assert (settings.box_enlarge, settings.fill) == (2.5, 128)
-    assert config("hog").output[0].dims[0] == feature_length(settings.face_size)
+    assert configured_settings(DEFAULT_REPOSITORY) == HogSettings()
+    assert config("hog").output[0].dims[0] == HogSettings().feature_length(settings.face_size)
 
 
 @pytest.mark.parametrize("profile_name", ["cpu", "gpu"])

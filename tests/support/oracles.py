@@ -5,7 +5,10 @@ time. NumPy computes alignment and warp in float64, and masks a second time in e
 atan2 gives the orientation bins, as in py-feat.
 """
 
+from unittest import mock
+
 import numpy as np
+import skimage.feature._hog
 import torch
 from scipy.spatial import ConvexHull
 from skimage.feature import hog
@@ -97,22 +100,67 @@ def _cross(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def hog_features(face: np.ndarray) -> np.ndarray:
-    """Return scikit-image's HOG ``[5408]`` of one masked face ``[3, 112, 112]``."""
+def hog_features(
+    face: np.ndarray,
+    orientations: int = 8,
+    pixels_per_cell: int = 8,
+    cells_per_block: int = 2,
+    block_norm: str = "L2-Hys",
+    transform_sqrt: bool = False,
+) -> np.ndarray:
+    """Return scikit-image's HOG ``[features]`` of one masked face ``[3, S, S]``."""
     return hog(
         face.transpose(1, 2, 0),
-        orientations=8,
-        pixels_per_cell=(8, 8),
-        cells_per_block=(2, 2),
-        block_norm="L2-Hys",
+        orientations=orientations,
+        pixels_per_cell=(pixels_per_cell, pixels_per_cell),
+        cells_per_block=(cells_per_block, cells_per_block),
+        block_norm=block_norm,
+        transform_sqrt=transform_sqrt,
         channel_axis=-1,
     )
 
 
-def orientation_bins(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
-    """Return the bins 0-7 of float32 gradients by float32 atan2, as SPEC section 4 defines them."""
+def skimage_cells(
+    face: np.ndarray, orientations: int, pixels_per_cell: int, transform_sqrt: bool
+) -> np.ndarray:
+    """Return scikit-image's histograms ``[rows, columns, orientations]`` before block normalization."""
+    with mock.patch.object(skimage.feature._hog, "_hog_normalize_block", lambda block, **_: block):
+        return hog(
+            face.transpose(1, 2, 0),
+            orientations=orientations,
+            pixels_per_cell=(pixels_per_cell, pixels_per_cell),
+            cells_per_block=(1, 1),
+            transform_sqrt=transform_sqrt,
+            feature_vector=False,
+            channel_axis=-1,
+        )[:, :, 0, 0]
+
+
+def normalized_blocks(cells: np.ndarray, cells_per_block: int, block_norm: str) -> np.ndarray:
+    """Return features ``[N, features]`` of histograms ``[N, rows, columns, orientations]``, in float64."""
+    side = (cells_per_block, cells_per_block)
+    blocks = np.lib.stride_tricks.sliding_window_view(cells.astype(np.float64), side, axis=(1, 2))
+    blocks = blocks.transpose(0, 1, 2, 4, 5, 3)
+    features = blocks.reshape(*blocks.shape[:3], -1)
+
+    def over_l2(values: np.ndarray) -> np.ndarray:
+        return values / np.sqrt((values**2).sum(axis=3, keepdims=True) + 1e-10)
+
+    if block_norm in ("L1", "L1-sqrt"):
+        features = features / (features.sum(axis=3, keepdims=True) + 1e-5)
+    else:
+        features = over_l2(features)
+    if block_norm == "L1-sqrt":
+        features = np.sqrt(features)
+    if block_norm == "L2-Hys":
+        features = over_l2(np.minimum(features, 0.2))
+    return features.reshape(len(cells), -1)
+
+
+def orientation_bins(gx: np.ndarray, gy: np.ndarray, orientations: int = 8) -> np.ndarray:
+    """Return the bins of float32 gradients by float32 atan2, as SPEC section 4 defines them."""
     degrees = torch.rad2deg(torch.atan2(torch.from_numpy(gy), torch.from_numpy(gx))) % 180.0
-    return (degrees / 22.5).long().clamp(0, 7).numpy()
+    return (degrees / (180 / orientations)).long().clamp(0, orientations - 1).numpy()
 
 
 def gradients(face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,21 +172,24 @@ def gradients(face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(gx, strongest, 0)[0], np.take_along_axis(gy, strongest, 0)[0]
 
 
-def hog_by_definition(face: np.ndarray) -> np.ndarray:
-    """Return HOG ``[5408]`` of one face, by SPEC section 4: float64 sums, bins from float32 atan2."""
+def hog_by_definition(
+    face: np.ndarray,
+    orientations: int = 8,
+    pixels_per_cell: int = 8,
+    cells_per_block: int = 2,
+    block_norm: str = "L2-Hys",
+) -> np.ndarray:
+    """Return HOG ``[features]`` of one face, by SPEC section 4: float64 sums, bins from float32 atan2."""
     gx, gy = gradients(face)
     magnitude = np.sqrt(gx**2 + gy**2).astype(np.float64)
-    bins = orientation_bins(gx, gy)
-    cells = np.zeros((14, 14, 8))
-    for k in range(8):
-        cells[..., k] = (magnitude * (bins == k)).reshape(14, 8, 14, 8).mean(axis=(1, 3))
-    blocks = np.zeros((13, 13, 2, 2, 8))
-    for row in range(13):
-        for column in range(13):
-            block = cells[row : row + 2, column : column + 2]
-            block = np.minimum(block / np.sqrt((block**2).sum() + 1e-10), 0.2)
-            blocks[row, column] = block / np.sqrt((block**2).sum() + 1e-10)
-    return blocks.ravel()
+    bins = orientation_bins(gx, gy, orientations)
+    side = len(magnitude) // pixels_per_cell
+    inside = np.s_[: side * pixels_per_cell, : side * pixels_per_cell]
+    cells = np.zeros((side, side, orientations))
+    for k in range(orientations):
+        plane = (magnitude * (bins == k))[inside]
+        cells[..., k] = plane.reshape(side, pixels_per_cell, side, pixels_per_cell).mean(axis=(1, 3))
+    return normalized_blocks(cells[None], cells_per_block, block_norm)[0]
 
 
 class PoseNet(torch.nn.Module):

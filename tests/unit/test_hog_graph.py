@@ -10,7 +10,8 @@ import pytest
 
 from export.errors import ExportError
 from export.hog.command import export_hog
-from export.hog.graph import build_hog_graph, feature_length
+from export.hog.graph import build_hog_graph
+from export.hog.settings import HogSettings
 from tests.support import oracles
 from tests.support.face_data import photo_faces
 
@@ -102,7 +103,7 @@ def test_features_of_other_face_sizes_equal_scikit_image(face_size: int):
     session = onnxruntime.InferenceSession(build_hog_graph(face_size).SerializeToString())
     face = photo_faces(1, 35, (face_size, face_size))[0]
     computed = features(session, face)
-    assert computed.shape == (1, feature_length(face_size))
+    assert computed.shape == (1, HogSettings().feature_length(face_size))
     np.testing.assert_allclose(computed[0], oracles.hog_features(face[0]), atol=1e-5)
 
 
