@@ -1,0 +1,33 @@
+"""Decoder of JSON text from a file of unknown origin."""
+
+import json
+
+from export.au.quoting import quote
+from export.errors import ExportError
+
+
+def decode_json(data: bytes | str) -> object:
+    """Return the value of a JSON document; NaN and infinities are read as Python writes them.
+
+    Raises
+    ------
+    ExportError
+        If the document is invalid, nested too deeply, has a key twice or is not UTF-8.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_as_object)
+    except ExportError:
+        raise
+    except RecursionError as error:
+        raise ExportError("invalid JSON: too many lists and objects inside one another") from error
+    except ValueError as error:
+        raise ExportError(f"invalid JSON: {error}") from error
+
+
+def _as_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ExportError(f"invalid JSON: the key {quote(twice)} occurs twice")
+    return values
