@@ -9,6 +9,7 @@ from export.errors import ExportError
 COMMANDS = {
     "hog": ("export.hog.command", "build hog/1/model.onnx, the HOG features of masked faces"),
     "pose": ("export.pose.command", "build pose_mlp/1/model.onnx from a pose checkpoint"),
+    "au": ("export.au.command", "build the models au and action_units from py-feat's AU classifiers"),
     "update-pose": ("export.pose.update", "rebuild pose_mlp/1/model.onnx if it is out of date"),
     "train-pose": ("export.pose.training.train", "train a pose checkpoint on synthetic heads"),
     "evaluate-pose": (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.errors import ExportError
+from export.hub import download
 
 REPOSITORY = "py-feat/pose_mlp_v2"
 FILES = ("pose_mlp_v2.safetensors", "pose_mlp_v2.json")
@@ -21,20 +21,6 @@ def fetch_published_checkpoint() -> tuple[Path, Path]:
     ExportError
         When huggingface_hub is not installed, or the hub is unreachable.
     """
-    try:
-        import httpx
-        import huggingface_hub
-    except ImportError as error:
-        raise ExportError(
-            "--hub needs the package huggingface_hub: install it with pip, or download the two files "
-            "elsewhere and name them with --weights and --meta"
-        ) from error
-    try:
-        weights, meta = (huggingface_hub.hf_hub_download(REPOSITORY, name) for name in FILES)
-    except (OSError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(
-            f"the Hugging Face hub is unreachable or has no {REPOSITORY} ({reason}); download "
-            f"{' and '.join(FILES)} elsewhere and name them with --weights and --meta"
-        ) from error
-    return Path(weights), Path(meta)
+    alternative = f"download {' and '.join(FILES)} elsewhere and name them with --weights and --meta"
+    weights, meta = download(REPOSITORY, FILES, alternative)
+    return weights, meta

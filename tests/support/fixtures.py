@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
+from export.au.classifiers import AuCheckpoint
+from export.au.command import export_au
 from export.hog.command import export_hog
 from export.pose.command import export_pose
 from export.pose.origin import DEFAULT_CHECKPOINT
 from tests.support.oracles import PoseNet
+from tests.support.random_classifiers import random_xgb
 from triton_face_client import FaceFeatureClient
 
 
@@ -40,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="checkpoint of the server's pose model (FILE.safetensors and FILE.json); `none` skips the test",
     )
+    group.addoption(
+        "--au-weights",
+        type=Path,
+        metavar="FILE.skops",
+        help="checkpoint of the server's action units; without it, they are not compared with the checkpoint",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +65,29 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path) -> Iterator[LocalServer]:
     """Yield the shared server. A test must leave it running, with all models loaded."""
     with LocalServer(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def au_checkpoint() -> AuCheckpoint:
+    """Return the random AU classifiers of `au_repository`."""
+    return random_xgb(seed=29)
+
+
+@pytest.fixture(scope="session")
+def au_repository(
+    repository: Path, au_checkpoint: AuCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a second model repository, with action units."""
+    folder = tmp_path_factory.mktemp("served") / "au_repository"
+    export_au(au_checkpoint, repository, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def au_server(repository: Path, au_repository: Path) -> Iterator[LocalServer]:
+    """Yield a shared server with action units. A test must leave it running, with all models loaded."""
+    with LocalServer(repository, au_repository=au_repository) as running:
         yield running
 
 

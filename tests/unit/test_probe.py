@@ -75,11 +75,17 @@ def test_idle_model_passes(clock: list[float]):
     assert probe.find_problems(counters(10, 0, 2), history) == []
 
 
-def test_triton_counters_of_align_mask_are_ignored(clock: list[float]):
+@pytest.mark.parametrize("model", ["align_mask", "ensemble", "action_units"])
+def test_triton_counters_of_align_mask_and_the_ensembles_are_ignored(clock: list[float], model: str):
     history: probe.CounterHistory = {}
     for failed in (0, 5):
-        assert probe.find_problems(counters(10, failed, 2, model="align_mask"), history) == []
+        assert probe.find_problems(counters(10, failed, 2, model=model), history) == []
         clock[0] += 60
+
+
+def test_failing_action_units_fail_the_probe():
+    problems = successive_probes(counters(10, 0, model="au"), counters(10, 3, model="au"))
+    assert problems == [[], ["au has failed 3 requests and answered none since"]]
 
 
 @pytest.mark.parametrize("offset", [-60.0, 60.0, float("nan")], ids=["old", "in the future", "nan"])
