@@ -54,9 +54,9 @@ FAILURES = 3
 ANSWER_SECONDS = 4.0
 """Time limit of both HTTP requests together; the manifests end the probe after 5 s."""
 
-IGNORED_COUNTERS = {"align_mask", "ensemble"}
+IGNORED_COUNTERS = {"align_mask", "ensemble", "action_units"}
 """Models whose Triton counters are not used. A request to align_mask may take longer than `STALL_SECONDS`, so
-the probe uses its heartbeat. The ensemble's failures include invalid faces, with reasons that differ between
+the probe uses its heartbeat. The ensembles' failures include invalid faces, with reasons that differ between
 Triton versions."""
 
 HEARTBEAT = re.compile(r'^align_mask_heartbeat_seconds{.*?model_instance="(.*?)".*?} (\S+)$', re.MULTILINE)

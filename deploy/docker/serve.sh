@@ -6,6 +6,8 @@
 #   ADMIN_KEY          key of the restricted endpoints; default: random and not printed, so nobody can use them
 #   TLS_FOLDER         folder with tls.crt, tls.key and ca.crt: gRPC then requires client certificates of that CA
 #   MODEL_REPOSITORY   model repository; default: the one in the image
+#   AU_REPOSITORY      further repository, with the models au and action_units; default: /opt/triton-face/au_repository,
+#                      if it exists (built into the image, or mounted)
 set -eu
 
 # NVIDIA's entry point prepares the CUDA environment, then executes this script again.
@@ -16,6 +18,7 @@ if [ -x "$nvidia_entrypoint" ] && [ -z "${TRITON_FACE_ENTRYPOINT_DONE:-}" ]; the
 fi
 
 repository=${MODEL_REPOSITORY:-/opt/triton-face/model_repository}
+au_repository=${AU_REPOSITORY:-/opt/triton-face/au_repository}
 profile=${MODEL_CONFIG_NAME:-}
 tls=${TLS_FOLDER:-}
 key=${ADMIN_KEY:-$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')}
@@ -33,6 +36,13 @@ if [ -n "$profile" ]; then
   # For an unknown profile Triton uses the portable configs without a message.
   [ -f "$repository/align_mask/configs/$profile.pbtxt" ] || stop "$repository has no profile $profile"
   set -- "--model-config-name=$profile" "$@"
+fi
+if [ -n "${AU_REPOSITORY:-}" ] || [ -e "$au_repository" ]; then
+  for file in au/config.pbtxt au/1/model.onnx action_units/config.pbtxt; do
+    [ -r "$au_repository/$file" ] || stop "cannot read $au_repository/$file; \
+\`python -m export au --weights FILE.skops\` writes the folder of action units"
+  done
+  set -- "--model-repository=$au_repository" "$@"
 fi
 # CUDA memory pool of each GPU; Triton ignores indices without a GPU. With a full pool (default: 64 MB) requests can
 # return empty outputs with status OK. In the portable configs four instances of hog hold inputs and outputs of
@@ -53,7 +63,7 @@ restricted=model-repository,shared-memory,trace,logging
 # --grpc-max-connection-age, ms: when its connection ends, a client looks up the pods again. A new pod therefore gets
 # load within this time. A stopping pod must keep running for this time after it has left the Service (preStop in the
 # manifests). The grace period (--grpc-max-connection-age-grace, ms) lets running requests finish.
-# --exit-timeout-secs: a request may wait 10 s in the queue of each of the ensemble's three steps.
+# --exit-timeout-secs: a request may wait 10 s in the queue of each of an ensemble's three or four steps.
 # --metrics-config: two latency quantiles; Triton's default of five adds 60 series per pod.
 # shm-default-byte-size: initial shared memory of each stub process; 128 crops with all outputs fit without growth.
 # shm_regions.py removes the shared memory of killed servers, then executes tritonserver.
@@ -63,7 +73,7 @@ exec python3 -I "$(dirname "$0")/shm_regions.py" tritonserver \
   --disable-auto-complete-config \
   --strict-readiness=true \
   --exit-on-error=true \
-  --exit-timeout-secs=30 \
+  --exit-timeout-secs=40 \
   --allow-sagemaker=false \
   --allow-vertex-ai=false \
   "--grpc-restricted-protocol=$restricted:admin-key=$key" \

@@ -9,6 +9,8 @@ HTTP_PORT, GRPC_PORT, METRICS_PORT
     Ports on 127.0.0.1, by default 8000, 8001, 8002; 0 selects a free port.
 MODEL_REPOSITORY
     Model repository, by default the project's.
+AU_REPOSITORY
+    Further model repository, with the models `au` and `action_units`; by default none.
 MODEL_CONFIG_NAME
     Profile (cpu, gpu): a model with a file `configs/PROFILE.pbtxt` uses it instead of `config.pbtxt`.
 ADMIN_KEY
@@ -40,19 +42,23 @@ def main() -> int:
         signal.signal(stop_signal, _stop_once)
     try:
         repository = Path(os.environ.get("MODEL_REPOSITORY", DEFAULT_REPOSITORY))
+        au_repository = os.environ.get("AU_REPOSITORY")
         with LocalServer(
             repository,
             _ports_from_environment(),
             _profile_option(repository),
             admin_key=os.environ.get("ADMIN_KEY") or None,
+            au_repository=Path(au_repository) if au_repository else None,
         ) as server:
+            log = functools.partial(print, "serve:", file=sys.stderr, flush=True)
+            supervisor = Supervisor(server, log)
             print(f"gRPC     {server.grpc_url}")
             print(f"HTTP     http://{server.http_url}/v2")
             print(f"metrics  http://{server.metrics_url}/metrics")
             print(f"log      {server.log_path}")
             print(f"admin    key in {server.admin_key_path}")
             print("ready; Ctrl-C stops", flush=True)
-            Supervisor(server, functools.partial(print, "serve:", file=sys.stderr, flush=True)).watch()
+            supervisor.watch()
     except ServerError as error:
         print(f"serve: {error}", file=sys.stderr)
         return 1

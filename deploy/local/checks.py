@@ -2,15 +2,20 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from deploy.local.errors import ServerError
+from export.errors import ExportError
+from export.hog.settings import HogSettings
 
 Configs = dict[str, model_config_pb2.ModelConfig]
 """Model name -> its configuration."""
+
+HOG_MODEL, AU_MODEL = "hog", "au"
 
 
 def read_configs(repository: Path) -> Configs:
@@ -33,6 +38,29 @@ def read_configs(repository: Path) -> Configs:
     return configs
 
 
+def read_all_configs(repositories: Sequence[Path]) -> Configs:
+    """Parse the configurations of several repositories that are served together, and check their ONNX files.
+
+    Raises
+    ------
+    ServerError
+        If `read_configs` or `check_onnx_files` raises one, or two repositories have a model of the same name.
+    """
+    configs: Configs = {}
+    folders: dict[str, Path] = {}
+    for repository in repositories:
+        found = read_configs(repository)
+        for name in found:
+            if name in folders:
+                raise ServerError(
+                    f"the model {name} is in both {folders[name]} and {repository}: serve only one of them"
+                )
+            folders[name] = repository
+        check_onnx_files(repository, found)
+        configs |= found
+    return configs
+
+
 def check_onnx_files(repository: Path, configs: Configs) -> None:
     """Raise a ServerError if a model's ONNX file is missing."""
     missing = []
@@ -41,10 +69,44 @@ def check_onnx_files(repository: Path, configs: Configs) -> None:
         if config.backend == "onnxruntime" and not (repository / name / "1" / file_name).is_file():
             missing.append(name)
     if missing:
-        raise ServerError(
-            f"no ONNX file for {' and '.join(missing)} in {repository}: build them with `make models`, or "
-            "`python -m export hog` and `python -m export pose` with --repository"
+        commands = (
+            f"build it with `python -m export au --weights FILE.skops --out {repository}`"
+            if missing == [AU_MODEL]
+            else "build them with `make models`, or `python -m export hog` and `python -m export pose` with "
+            "--repository"
         )
+        raise ServerError(f"no ONNX file for {' and '.join(missing)} in {repository}: {commands}")
+
+
+def check_hog_of_au(configs: Configs) -> None:
+    """Raise a ServerError if `au` was built for other HOG features than `hog` computes."""
+    if AU_MODEL not in configs or HOG_MODEL not in configs:
+        return
+    expected, returned = (
+        [list(tensor.dims) for tensor in tensors if tensor.name == "HOG"]
+        for tensors in (configs[AU_MODEL].input, configs[HOG_MODEL].output)
+    )
+    if expected != returned:
+        raise ServerError(
+            f"au needs HOG with dims {_dims(expected)}, but hog returns {_dims(returned)}: build hog "
+            "with the settings that the AU classifiers were trained for; py-feat's need "
+            f"`python -m export hog --face-size 112 {HogSettings().as_options()}`"
+        )
+    parameters = {key: value.string_value for key, value in configs[HOG_MODEL].parameters.items()}
+    try:
+        configured = HogSettings.from_parameters(parameters).as_options()
+    except ExportError as error:
+        raise ServerError(f"a parameter in config.pbtxt of hog is invalid: {error}") from error
+    exported_for = configs[AU_MODEL].parameters["hog_options"].string_value
+    if exported_for not in ("", configured):
+        raise ServerError(
+            f"au was exported for hog with `{exported_for}`, but hog has `{configured}`: build hog with the "
+            "settings that the AU classifiers were trained for (`python -m export hog`), or export au again"
+        )
+
+
+def _dims(tensors: list[list[int]]) -> str:
+    return str(tensors[0]) if tensors else "none"
 
 
 def check_temporary_folder() -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from deploy.docker.shm_regions import SHARED_MEMORY, RegionPrefix, remove_leftovers
-from deploy.local.checks import check_onnx_files, check_temporary_folder, read_configs
+from deploy.local.checks import check_hog_of_au, check_temporary_folder, read_all_configs
 from deploy.local.errors import ServerError
 from deploy.local.ports import HOST, Endpoints, Ports, choose_ports
 from deploy.local.wheel import create_backend_folder, find_triton, server_environment
@@ -76,6 +76,8 @@ class LocalServer(Endpoints):
     admin_key : str, optional
         Key of the restricted endpoints (`ADMIN_PROTOCOLS`): 16 or more letters, digits, - and _; by default
         random. Other users of the machine can see the key in the process list, as an option of tritonserver.
+    au_repository : Path, optional
+        Second model repository, with the models `au` and `action_units` of ``python -m export au``.
 
     Attributes
     ----------
@@ -87,6 +89,8 @@ class LocalServer(Endpoints):
         The headers with the key, for gRPC and for HTTP.
     log_path : Path
         The server's log, which is deleted when the server stops.
+    ensembles : list of str
+        Names of the ensembles in the repositories.
 
     Raises
     ------
@@ -106,13 +110,14 @@ class LocalServer(Endpoints):
         options: tuple[str, ...] = (),
         models: tuple[str, ...] = ("*",),
         admin_key: str | None = None,
+        au_repository: Path | None = None,
     ) -> None:
         self._models = models
         self.admin_key = secrets.token_urlsafe(24) if admin_key is None else admin_key
         if not re.fullmatch(r"[\w-]{16,}", self.admin_key, re.ASCII):
             raise ServerError("the admin key must be 16 or more letters, digits, - and _")
         self.admin_headers = dict.fromkeys(ADMIN_HEADERS, self.admin_key)
-        self.repository = repository.resolve()
+        self.repositories = [path.resolve() for path in (repository, au_repository) if path is not None]
         self.ports = ports or Ports()
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,9 +134,9 @@ class LocalServer(Endpoints):
 
     def __enter__(self) -> "LocalServer":
         """Start the server and wait until it is ready."""
-        configs = read_configs(self.repository)
-        check_onnx_files(self.repository, configs)
-        self._ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
+        configs = read_all_configs(self.repositories)
+        check_hog_of_au(configs)
+        self.ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
         triton = find_triton()
         check_temporary_folder()
         self._region_prefix = _reserve_regions()
@@ -207,7 +212,7 @@ class LocalServer(Endpoints):
         deadline = time.monotonic() + DRAIN_SECONDS
         # A server that does not respond cannot complete its requests either.
         with contextlib.suppress(OSError, http.client.HTTPException):
-            for name in self._ensembles:
+            for name in self.ensembles:
                 admin.post(f"models/{name}/unload")
             while admin.is_unloading() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -223,7 +228,8 @@ class LocalServer(Endpoints):
         try:
             self._folder.mkdir(mode=0o700)
             create_backend_folder(triton, self._folder / "backends")
-            (self._folder / "models").symlink_to(self.repository)
+            for link, repository in zip(self._repository_links(), self.repositories, strict=True):
+                link.symlink_to(repository)
             self.admin_key_path.touch(mode=0o600)
             self.admin_key_path.write_text(self.admin_key)
         except OSError as error:
@@ -232,12 +238,17 @@ class LocalServer(Endpoints):
                 "another place"
             ) from error
 
+    def _repository_links(self) -> list[Path]:
+        """Return a symbolic link to each repository, whose path has no blanks.
+
+        Triton starts stubs through a shell, which would split a path with blanks.
+        """
+        return [self._folder / f"repository-{number}" for number in range(len(self.repositories))]
+
     def _start(self, triton: Path) -> None:
         command = [
             str(triton / "bin" / "tritonserver"),
-            # A symbolic link without blanks in its path: Triton starts stubs through a shell, which would
-            # split a path with blanks.
-            f"--model-repository={self._folder / 'models'}",
+            *(f"--model-repository={link}" for link in self._repository_links()),
             f"--backend-directory={self._folder / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._region_prefix.name}",
             f"--backend-config=python,shm-default-byte-size={STUB_MEMORY_BYTES}",

@@ -45,6 +45,8 @@ MIN_CPU_SECONDS = 0.1
 MAX_RESTARTS, RESTARTS_SECONDS = 5, 600.0
 """The supervisor gives up when the server needs more than `MAX_RESTARTS` in `RESTARTS_SECONDS`."""
 
+AU_ENSEMBLE = "action_units"
+
 SERVER = "tritonserver"
 STUB = "triton_python_backend_stub"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -106,7 +108,9 @@ class Supervisor:
     def _start_watching(self) -> None:
         self._expected = {process.pid: process.name for process in server_processes(self._server.pid)}
         self._stopped: set[int] = set()
-        self._test_request = _TestRequest(self._server.grpc_url)
+        self._test_request = _TestRequest(
+            self._server.grpc_url, with_action_units=AU_ENSEMBLE in self._server.ensembles
+        )
         self._cpu_seconds = 0.0
         self._idle_since = time.monotonic()
         self._metrics_check = _MetricsCheck(self._server.ports.metrics)
@@ -198,16 +202,20 @@ class _MetricsCheck:
 
 
 class _TestRequest:
-    """A request with one face, sent every few seconds but never before the previous response."""
+    """A request with one face, sent every few seconds but never before the previous response.
 
-    def __init__(self, url: str) -> None:
+    It uses every model: `action_units`, where served, has the steps of `ensemble` and `au`.
+    """
+
+    def __init__(self, url: str, with_action_units: bool) -> None:
         self._connection = InferenceServerClient(url)
         frames, landmarks = sample_faces(1)
         tensors = {"FRAMES_UINT8": frames, "LANDMARKS": landmarks}
         self._inputs = [
             create_input(name, values).set_data_from_numpy(values) for name, values in tensors.items()
         ]
-        self._outputs = [InferRequestedOutput("HOG"), InferRequestedOutput("POSE")]
+        self._model, output = (AU_ENSEMBLE, "AU") if with_action_units else ("ensemble", "HOG")
+        self._outputs = [InferRequestedOutput(output), InferRequestedOutput("POSE")]
         self._sent_at = -TEST_REQUEST_SECONDS
         self._waiting = False
 
@@ -223,7 +231,7 @@ class _TestRequest:
         now = time.monotonic()
         if not self._waiting and now - self._sent_at >= TEST_REQUEST_SECONDS:
             self._sent_at, self._waiting = now, True
-            self._connection.async_infer("ensemble", self._inputs, self._on_response, outputs=self._outputs)
+            self._connection.async_infer(self._model, self._inputs, self._on_response, outputs=self._outputs)
         return self._sent_at if self._waiting else None
 
     def close(self) -> None:

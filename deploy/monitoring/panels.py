@@ -95,7 +95,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Failed requests",
             "By model and reason. BACKEND: internal error of the model. REJECTED: the request waited too "
-            "long in the queue. OTHER, for the ensemble: full queue or invalid face; Triton 2.51 counts each "
+            "long in the queue. OTHER, for an ensemble: full queue or invalid face; Triton 2.51 counts each "
             "twice.",
             "reqps",
             (
@@ -123,8 +123,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Queued requests of align_mask",
-            "Second scaling metric, by pod: one-minute mean. The queue holds 64 requests. Above the line the "
-            "autoscaler adds pods.",
+            "Second scaling metric, by pod: one-minute mean. The queue holds 64 requests. With action units, "
+            "requests in the queue of au are included. Above the line the autoscaler adds pods.",
             "none",
             (Query("triton_face:pending_requests:avg{...}", "{{pod}}"),),
             threshold=_TARGETS["triton_face_pending_requests"],
@@ -142,12 +142,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Latency": (
         Panel(
             "Request latency in the server",
-            "Median and 99th percentile of the ensemble over the last minute, without the network. The panel "
-            "shows the slowest pod, because percentiles of several pods cannot be averaged.",
+            "Median and 99th percentile of the ensembles over the last minute, without the network. The "
+            "panel shows the slowest pod and ensemble, because percentiles cannot be averaged.",
             "ms",
             (
                 Query(
-                    'max by (quantile) (nv_inference_request_summary_us{..., model="ensemble"}) / 1000',
+                    "max by (quantile)"
+                    ' (nv_inference_request_summary_us{..., model=~"ensemble|action_units"}) / 1000',
                     "p{{quantile}}",
                 ),
             ),

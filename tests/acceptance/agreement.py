@@ -15,6 +15,7 @@ MODELS_BY_OUTPUT = {
     "MASKED_FACES": {"align_mask"},
     "HOG": {"align_mask", "hog"},
     "POSE": {"pose_mlp"},
+    "AU": {"align_mask", "hog"},
 }
 """Output -> the models on whose devices its bits depend. The other outputs are always computed on the CPU."""
 
@@ -28,6 +29,11 @@ MIN_EQUAL_FRACTION = 0.95
 """Fraction of a face's values that must be within the tolerance on a GPU. Rounding may turn a pixel on the
 frame's border into the fill value and may move a gradient to the next orientation bin, which changes up to
 128 of the 5,408 features. Two different faces agree in a much smaller fraction."""
+
+
+MIN_EQUAL_AU_FRACTION = 0.9
+"""Fraction of a response's AU values that must be within the tolerance on a GPU. AU is computed on the CPU,
+but a tree may branch differently for a rounded HOG feature."""
 
 
 def inexact_outputs(models_on_gpu: Set[str]) -> frozenset[str]:
@@ -55,6 +61,9 @@ def assert_agree(
             np.testing.assert_allclose(
                 rows, expected[name], rtol=POSE_TOLERANCE, atol=POSE_TOLERANCE, err_msg=name
             )
+        elif name == "AU":
+            fraction = equal_fractions(rows, expected[name]).mean()
+            assert fraction >= MIN_EQUAL_AU_FRACTION, f"{name}: {fraction}"
         else:
             fractions = equal_fractions(rows, expected[name])
             assert fractions.min(initial=1.0) >= MIN_EQUAL_FRACTION, f"{name}: {fractions}"

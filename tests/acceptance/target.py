@@ -33,6 +33,9 @@ DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 
 ALIGN_MASK_METRIC = "align_mask_faces_total"
 
+AU_ENSEMBLE = "action_units"
+"""The ensemble of the second model repository; a server need not have it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -76,12 +79,15 @@ class ServerInfo:
         Models that Triton runs on a GPU, with KIND_AUTO resolved.
     parameters : dict of str to str
         The parameters of align_mask's configuration.
+    action_units : tuple of str
+        Names of the columns of AU; empty if the server has no model action_units.
     """
 
     version: str
     instances: dict[str, int]
     models_on_gpu: frozenset[str]
     parameters: dict[str, str]
+    action_units: tuple[str, ...] = ()
 
 
 class WrongServerError(Exception):
@@ -107,6 +113,7 @@ def read_server_info(target: Target) -> ServerInfo:
                 for name in INTERFACE
             }
             parameters = client.model("align_mask").parameters
+            action_units = _action_units(client)
     except (ValueError, InferenceServerException) as error:
         raise WrongServerError(str(error)) from error
     if target.metrics_url:
@@ -116,6 +123,7 @@ def read_server_info(target: Target) -> ServerInfo:
         instances={name: sum(map(_instances, config.instance_group)) for name, config in configs.items()},
         models_on_gpu=frozenset(name for name, config in configs.items() if _is_on_gpu(config)),
         parameters=parameters,
+        action_units=action_units,
     )
 
 
@@ -156,6 +164,16 @@ def frame_inputs(frames: np.ndarray, landmarks: np.ndarray) -> Tensors:
     """Return the inputs of `ensemble` and `align_mask`: FRAMES_UINT8 for uint8 frames, else FRAMES."""
     name = "FRAMES_UINT8" if frames.dtype == np.uint8 else "FRAMES"
     return {name: frames, "LANDMARKS": landmarks}
+
+
+def _action_units(client: FaceFeatureClient) -> tuple[str, ...]:
+    try:
+        config = client.connection.get_model_config(AU_ENSEMBLE, client_timeout=INFO_SECONDS).config
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.NOT_FOUND":
+            return ()
+        raise
+    return tuple(config.parameters["action_units"].string_value.split(","))
 
 
 def _is_busy(error: InferenceServerException) -> bool:

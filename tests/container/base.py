@@ -14,6 +14,7 @@ from tests.container.engine import FOLDER, Echo, Engine, debian_mirror
 
 BASE = "localhost/tritonserver"
 IMAGE = "localhost/triton-face-features:check"
+AU_IMAGE = "localhost/triton-face-features:check-action-units"
 PERF_IMAGE = "localhost/triton-face-perf:check"
 
 RELEASE, PYTHON = "bookworm", "3.11"
@@ -52,8 +53,20 @@ def build_base(engine: Engine, echo: Echo) -> str:
     return engine.inspect_image(name)["Digest"]
 
 
-def build_images(engine: Engine, digest: str, echo: Echo) -> None:
-    """Run `make image` and `make perf-image` with buildah instead of Docker."""
+def build_images(engine: Engine, digest: str, checkpoint: Path, echo: Echo) -> None:
+    """Run `make image`, without and with action units, and `make perf-image`, with buildah instead of Docker.
+
+    Parameters
+    ----------
+    engine : Engine
+        Container engine.
+    digest : str
+        Digest of the base image.
+    checkpoint : Path
+        AU classifiers; the file is in the build context only during the build.
+    echo : callable of str
+        Prints a line.
+    """
     engine.podman("tag", f"{BASE}:{triton_version()}", f"{BASE}:{triton_version()}-sdk")
     commands = FOLDER / "bin"
     commands.mkdir(exist_ok=True)
@@ -63,8 +76,15 @@ def build_images(engine: Engine, digest: str, echo: Echo) -> None:
     make = ["env", f"PATH={commands}:{engine.environment['PATH']}", "make"]
     log = _new_log("image")
     echo(f"make image: five minutes if no layer is cached; log: {log.relative_to(PROJECT)}")
-    variables = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}", f"IMAGE={IMAGE}"]
-    engine.run(*make, "image", *variables, log=log)
+    base = [f"TRITON_IMAGE={BASE}", f"TRITON_DIGEST={digest}"]
+    engine.run(*make, "image", *base, f"IMAGE={IMAGE}", log=log)
+    echo("make image AU_WEIGHTS=...")
+    weights = shutil.copy2(checkpoint, PROJECT / "export" / "checkpoints" / "container_check.skops")
+    try:
+        variables = [f"IMAGE={AU_IMAGE}", f"AU_WEIGHTS={weights.relative_to(PROJECT)}"]
+        engine.run(*make, "image", *base, *variables, log=_new_log("au-image"))
+    finally:
+        weights.unlink()
     echo("make perf-image")
     variables = [f"TRITON_IMAGE={BASE}", f"TRITON_SDK_DIGEST={digest}", f"PERF_IMAGE={PERF_IMAGE}"]
     engine.run(*make, "perf-image", *variables, log=_new_log("perf-image"))

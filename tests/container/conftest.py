@@ -8,6 +8,7 @@ import pytest
 from tests.container.base import build_base, build_images
 from tests.container.container import Container, SharedMemory, pod_options
 from tests.container.engine import Echo, Engine, enter_private_network, missing_requirement
+from tests.support.au_checkpoints import make_au_checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def echo(pytestconfig: pytest.Config) -> Echo:
 
 
 @pytest.fixture(scope="session")
-def engine(echo: Echo) -> Iterator[Engine]:
+def engine(echo: Echo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Yield the engine with all images built; this process then runs in separate namespaces."""
     reason = missing_requirement()
     if reason:
@@ -33,7 +34,9 @@ def engine(echo: Echo) -> Iterator[Engine]:
     # SIGTERM, from `timeout`, raises KeyboardInterrupt, so that the fixtures remove their containers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running = Engine(echo)
-    build_images(running, build_base(running, echo), echo)
+    weights = tmp_path_factory.mktemp("au_weights") / "svm.skops"
+    make_au_checkpoints({weights: "--kind svm --names AU1 AU4 AU12 --training-faces 200"})
+    build_images(running, build_base(running, echo), weights, echo)
     enter_private_network()
     yield running
     running.podman("rm", "--all", "--force", "--time=0")

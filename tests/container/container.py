@@ -150,6 +150,8 @@ class Container(Endpoints, contextlib.AbstractContextManager):
         Further options of tritonserver.
     ports : Ports
         Ports of the server; by default Triton's default ports.
+    image : str
+        The image; by default the one without action units.
     """
 
     def __init__(
@@ -159,12 +161,14 @@ class Container(Endpoints, contextlib.AbstractContextManager):
         environment: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         ports: Ports = TRITON_PORTS,
+        image: str = IMAGE,
     ) -> None:
         self._engine = engine
         self._podman_options = podman_options
         self._environment = environment or {}
         self._arguments = arguments
         self.ports = ports
+        self._image = image
 
     def __enter__(self) -> "Container":
         """Start the container without waiting for readiness."""
@@ -173,7 +177,7 @@ class Container(Endpoints, contextlib.AbstractContextManager):
         settings = [f"--env={name}={value}" for name, value in self._environment.items()]
         # This process is in a separate network namespace. The tests run the health check themselves.
         options = ["--network=host", "--health-interval=disable", *self._podman_options, *settings]
-        self.name = self._engine.podman("run", "--detach", *options, IMAGE, *self._arguments)
+        self.name = self._engine.podman("run", "--detach", *options, self._image, *self._arguments)
         return self
 
     def __exit__(self, *_exception: object) -> None:

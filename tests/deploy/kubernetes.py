@@ -13,7 +13,7 @@ import yaml
 from deploy.local.server import PROJECT
 from tests.support.prometheus import UNPACKED
 
-OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls", "gpu-next")
+OVERLAYS = ("gpu", "cpu", "dev", "gpu-tls", "gpu-next", "cpu-action-units")
 KUSTOMIZATIONS = (*(f"k8s/overlays/{name}" for name in OVERLAYS), "k8s/perf-analyzer")
 
 

@@ -1,5 +1,6 @@
 """Dockerfiles and compose.yaml, without building an image; `tests/container` builds and runs it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,15 @@ def test_make_requires_the_digest_of_the_base_image(target: str):
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "DIGEST=sha256:..." in done.stdout
+
+
+def test_compose_mounts_action_units_read_only_where_serve_sh_reads_them():
+    service = yaml.safe_load((DOCKER / "compose.action_units.yaml").read_text())["services"]["triton-face"]
+    (mount,) = service["volumes"]
+    assert f"AU_REPOSITORY:-{mount['target']}}}" in (DOCKER / "serve.sh").read_text()
+    assert mount["read_only"]
+    default = re.fullmatch(r"\${AU_REPOSITORY:-(.*)}", mount["source"])[1]
+    assert (DOCKER / default).resolve() == PROJECT / "build" / "au_repository"
 
 
 def test_compose_mounts_existing_files_and_publishes_on_loopback():

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from deploy.docker import probe
 from deploy.local.server import DEFAULT_REPOSITORY, PROJECT, STUB_MEMORY_BYTES
 from tests.deploy.kubernetes import KUSTOMIZATIONS, OVERLAYS, kubectls, objects, rendered
-from tests.deploy.production_server import ProductionServer
+from tests.deploy.production_server import SERVE, ProductionServer
 
 VERSIONS = ("1.30", "1.34", "1.37")
 """Versions of Kubernetes: the oldest supported, one between, and the newest that the validator knows."""
@@ -157,6 +157,19 @@ def test_only_tls_pods_require_a_secret():
     assert not tls["secret"].get("optional"), "a pod without certificate must not serve without TLS"
     mounts = {mount["name"]: mount["mountPath"] for mount in container("gpu-tls")["volumeMounts"]}
     assert mounts[tls["name"]] == environment("gpu-tls")["TLS_FOLDER"]
+
+
+def test_only_action_unit_pods_mount_a_claim():
+    claims = {
+        overlay: volume["persistentVolumeClaim"]
+        for overlay in OVERLAYS
+        for volume in pod(overlay)["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {"cpu-action-units": {"claimName": "triton-face-action-units", "readOnly": True}}
+    mounts = {mount["name"]: mount for mount in container("cpu-action-units")["volumeMounts"]}
+    assert mounts["action-units"]["readOnly"]
+    assert f"AU_REPOSITORY:-{mounts['action-units']['mountPath']}}}" in SERVE.read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -136,6 +136,19 @@ def test_probes_of_a_healthy_server_pass(container: dict, production: Production
     assert set(probe.load_history(history)) == {"hog", "pose_mlp"}
 
 
+def test_probe_covers_action_units(repository: Path, au_repository: Path, tmp_path: Path):
+    frames, landmarks = photo_faces(2, 743)
+    with (
+        ProductionServer(repository, {"AU_REPOSITORY": str(au_repository)}) as server,
+        FaceFeatureClient(server.grpc_url) as client,
+    ):
+        response = infer(client, "action_units", {"FRAMES": frames, "LANDMARKS": landmarks}, ["AU"])
+        assert np.isfinite(response["AU"]).all()
+        assert run_probe(server, tmp_path) is None
+    (history,) = tmp_path.iterdir()
+    assert set(probe.load_history(history)) == {"hog", "pose_mlp", "au"}
+
+
 def test_probe_ignores_proxy_settings(production: ProductionServer, tmp_path: Path):
     assert run_probe(production, tmp_path, http_proxy="http://127.0.0.1:9") is None
 

@@ -39,7 +39,7 @@ def test_server_uses_the_options(production: ProductionServer, configured: Produ
     log = production.log_path.read_text()
     for row in ("model_control_mode .*MODE_NONE", "strict_model_config .* 1 ", "strict_readiness .* 1 "):
         assert re.search(row, log), row
-    assert re.search(r"exit_timeout .* 30 ", log)
+    assert re.search(r"exit_timeout .* 40 ", log)
     assert re.search(r"model_config_name .* cpu ", configured.log_path.read_text())
 
 
@@ -73,6 +73,7 @@ def test_gpu_profile_needs_a_gpu(repository: Path):
         ({"ADMIN_KEY": "short"}, "shorter than 16"),
         ({"ADMIN_KEY": "with,a-comma-and-long-enough"}, "letters, digits"),
         ({"TLS_FOLDER": "/nowhere"}, "cannot read /nowhere/tls.crt"),
+        ({"AU_REPOSITORY": "/nowhere"}, "cannot read /nowhere/au/config.pbtxt; `python -m export au"),
     ],
 )
 def test_wrong_environment_prevents_the_start(repository: Path, environment: dict[str, str], message: str):

@@ -59,9 +59,11 @@ class StopReport:
     remains: list[str]
 
 
-def stop_under_load(repository: Path, model: str, output: str) -> StopReport:
+def stop_under_load(
+    repository: Path, model: str, output: str, au_repository: Path | None = None
+) -> StopReport:
     """Stop a server while requests for one output of a model are in flight and further ones arrive."""
-    server = LocalServer(repository)
+    server = LocalServer(repository, au_repository=au_repository)
     with server, InferenceServerClient(server.grpc_url) as connection:
         requests = _Requests(connection, model, output)
         processes = server_processes(server.pid)

@@ -18,6 +18,8 @@ from tritonclient.utils import InferenceServerException
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
 from deploy.local.supervisor import MAX_RESTARTS, server_processes
+from export.au.classifiers import AuCheckpoint
+from tests.acceptance import target
 from tests.reliability.crashes import stub_crash
 from tests.support.face_data import photo_faces
 from tests.support.injected_code import wrap_function
@@ -39,6 +41,20 @@ def test_dead_or_stopped_stub_process_is_replaced_and_no_face_is_lost(
     assert report.seconds < RESTART_SECONDS
     assert report.faces > 0
     assert report.wrong == 0
+
+
+def test_killed_stub_process_of_action_units_is_replaced(repository: Path, au_repository: Path):
+    serving = run_make_serve(repository, AU_REPOSITORY=str(au_repository))
+    with serving as (process, lines), FaceFeatureClient(lines["gRPC"]) as client:
+        faces = target.frame_inputs(*photo_faces(2, 377))
+        expected = target.infer(client, "action_units", faces, ["AU"])
+        stubs = server_processes(tritonserver_pid(process))
+        os.kill(next(stub.pid for stub in stubs if stub.name == "au"), signal.SIGKILL)
+        ended = "serve: the process of au has ended: starting the server again\n"
+        assert process.stderr.readline() == ended
+        assert "ready again" in process.stderr.readline()
+        replaced = target.infer(client, "action_units", faces, ["AU"])
+        np.testing.assert_array_equal(replaced["AU"], expected["AU"])
 
 
 def test_killed_server_restarts_on_its_ports(repository: Path):
@@ -70,6 +86,43 @@ def test_hanging_stub_process_is_replaced(repository: Path, tmp_path: Path):
         assert "ready again" in process.stderr.readline()
         assert time.monotonic() - start_time < RESTART_SECONDS
         np.testing.assert_array_equal(client.features(frames, landmarks)["HOG"], expected["HOG"])
+
+
+HANGING_AU_MODEL = """
+import time
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        while Path({hold!r}).exists():
+            time.sleep(1)
+        counts = [pb_utils.get_input_tensor_by_name(request, "HOG").shape()[0] for request in requests]
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("AU", np.zeros((count, {units}), np.float32))])
+            for count in counts
+        ]
+"""
+
+
+def test_hanging_action_units_are_replaced(
+    repository: Path, au_repository: Path, au_checkpoint: AuCheckpoint, tmp_path: Path
+):
+    """No caller uses action units: only the supervisor's test request shows the hang."""
+    models, hold = shutil.copytree(au_repository, tmp_path / "models"), tmp_path / "hold"
+    code = HANGING_AU_MODEL.format(hold=str(hold), units=len(au_checkpoint.units))
+    (models / "au" / "1" / "model.py").write_text(code)
+    config = models / "au" / "config.pbtxt"
+    text = config.read_text().replace('"onnxruntime"', '"python"').replace("model.onnx", "model.py")
+    config.write_text(text.partition("model_warmup")[0])
+    with run_make_serve(repository, AU_REPOSITORY=str(models)) as (process, _):
+        hold.touch()
+        assert "a test request has had no response for 1" in process.stderr.readline()
+        hold.unlink()
+        assert "ready again" in process.stderr.readline()
 
 
 def test_model_that_fails_every_batch_is_replaced(repository: Path, tmp_path: Path):

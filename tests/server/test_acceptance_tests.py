@@ -18,6 +18,8 @@ import trustme
 from align_mask.warp import warp
 from deploy.local import LocalServer
 from deploy.local.server import HOST, PROJECT
+from export.au.checkpoint import load_au_checkpoint
+from export.au.command import export_au
 from export.pose.command import export_pose
 from tests.acceptance import target
 from tests.acceptance.agreement import assert_agree
@@ -49,6 +51,13 @@ ISOLATION = "An invalid face affects no other request"
 INTERFACE = "The interface"
 METRICS = "Metrics count computed and rejected faces"
 HEARTBEATS = "Every instance of align_mask"
+AU_INTERFACE = "Action units: the interface"
+AU_BATCHES = "Action units: a face alone"
+AU_VALUES = "AU equals a NumPy evaluation"
+ROWS = (
+    *(ALIGNMENT, HOG, POSE, REJECTION, CONCURRENCY, ISOLATION, INTERFACE, METRICS, HEARTBEATS),
+    *(AU_INTERFACE, AU_BATCHES, AU_VALUES),
+)
 
 
 def accept(tests: str, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -72,7 +81,7 @@ def results(output: str) -> dict[str, str]:
     table = output[output.index("\nchecked ") :]
     return {
         name: match[1]
-        for name in (ALIGNMENT, HOG, POSE, REJECTION, CONCURRENCY, ISOLATION, INTERFACE, METRICS, HEARTBEATS)
+        for name in ROWS
         if (
             match := re.search(rf"^{re.escape(name)}.*?  +(passed|FAILED|not checked)  ", table, re.MULTILINE)
         )
@@ -138,7 +147,8 @@ def test_correct_server_with_another_profile_passes(
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"{cpu_profile_server.grpc_url}: Triton 2.51.0, no model on a GPU" in run.stdout
     rows = (ALIGNMENT, HOG, POSE, CONCURRENCY, INTERFACE, METRICS, HEARTBEATS)
-    assert results(run.stdout) == dict.fromkeys(rows, "passed")
+    assert results(run.stdout) == dict.fromkeys(rows, "passed") | {AU_INTERFACE: "not checked"}
+    assert "1 (not served)" in run.stdout
     assert not list((tmp_path / "basetemp").glob("served*")), "the run has built models"
 
 
@@ -183,6 +193,19 @@ def change_epsilon(model: Path) -> None:
     onnx.save(graph, model)
 
 
+def make_action_units_depend_on_the_batch(model: Path) -> None:
+    """Add the mean over the faces of a batch to each face's AUs."""
+    graph = onnx.load(model)
+    for node in graph.graph.node:
+        node.output[:] = ["AU_OF_FACE" if name == "AU" else name for name in node.output]
+        node.input[:] = ["AU_OF_FACE" if name == "AU" else name for name in node.input]
+    graph.graph.node.append(
+        onnx.helper.make_node("ReduceMean", ["AU_OF_FACE"], ["MEAN"], axes=[0], keepdims=1)
+    )
+    graph.graph.node.append(onnx.helper.make_node("Add", ["AU_OF_FACE", "MEAN"], ["AU"]))
+    onnx.save(graph, model)
+
+
 ACCEPT_INVALID_FACES_AND_REVERSE = """
 for position, response in enumerate(responses):
     if response.has_error() and "no eye distance" in response.error().message():
@@ -197,23 +220,47 @@ responses.reverse()
 
 
 @pytest.mark.slow
-def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, tmp_path: Path):
-    """A wrong fill value, HOG constant, pose checkpoint and `execute` fail in different rows."""
+def test_wrong_server_fails_in_the_rows_of_its_errors(repository: Path, au_repository: Path, tmp_path: Path):
+    """A wrong fill value, HOG constant, pose checkpoint, `execute` and AU graph fail in different rows."""
     wrong = shutil.copytree(repository, tmp_path / "wrong")
     set_parameters(wrong, fill="127")
     change_epsilon(wrong / "hog" / "1" / "model.onnx")
     weights, _ = write_pose_checkpoint(tmp_path, "v1")
     export_pose(wrong, weights)
     inject_into_execute(wrong, ACCEPT_INVALID_FACES_AND_REVERSE)
-    tests = "oracle or torch or metadata or the_reason or their_own_faces or never_affects or heartbeat"
-    with LocalServer(wrong) as server:
+    wrong_au = shutil.copytree(au_repository, tmp_path / "wrong_au")
+    make_action_units_depend_on_the_batch(wrong_au / "au" / "1" / "model.onnx")
+    tests = (
+        "oracle or torch or metadata or the_reason or their_own_faces or never_affects or heartbeat or "
+        "in_a_batch or numpy"
+    )
+    with LocalServer(wrong, au_repository=wrong_au) as server:
         run = accept(tests, f"--server={server.grpc_url}")
         pose_run = accept("torch", f"--server={server.grpc_url}", f"--pose-weights={weights}")
     assert run.returncode == 1, run.stdout + run.stderr
     failed = dict.fromkeys((ALIGNMENT, HOG, POSE, REJECTION, CONCURRENCY, ISOLATION), "FAILED")
-    assert results(run.stdout) == failed | {INTERFACE: "passed", HEARTBEATS: "not checked"}
+    assert results(run.stdout) == failed | {
+        AU_BATCHES: "FAILED",
+        **dict.fromkeys((INTERFACE, AU_INTERFACE), "passed"),
+        **dict.fromkeys((HEARTBEATS, AU_VALUES), "not checked"),
+    }
     assert pose_run.returncode == 0, pose_run.stdout + pose_run.stderr
     assert results(pose_run.stdout) == {POSE: "passed"}
+
+
+@pytest.mark.slow
+def test_action_units_of_other_weights_fail(
+    repository: Path, au_checkpoints: dict[str, Path], tmp_path: Path
+):
+    weights, other_weights = au_checkpoints["xgb"], au_checkpoints["svm"]
+    export_au(load_au_checkpoint(weights), repository, tmp_path / "au")
+    with LocalServer(repository, au_repository=tmp_path / "au") as server:
+        run = accept("action_units", f"--server={server.grpc_url}", f"--au-weights={weights}")
+        other_run = accept("numpy", f"--server={server.grpc_url}", f"--au-weights={other_weights}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert results(run.stdout) == dict.fromkeys((AU_INTERFACE, AU_BATCHES, AU_VALUES), "passed")
+    assert results(other_run.stdout) == {AU_VALUES: "FAILED"}
+    assert "does the server use another checkpoint?" in other_run.stdout
 
 
 def unused_address() -> str:

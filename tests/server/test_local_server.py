@@ -20,6 +20,7 @@ import tritonclient.grpc as grpcclient
 from deploy.docker.shm_regions import SHARED_MEMORY, remove_leftovers
 from deploy.local import LocalServer, ServerError
 from deploy.local.ports import HOST, Ports
+from export.hog.command import export_hog
 from tests.server.test_onnxruntime_backend import TABLE_CONFIG, TABLE_GRAPH, add_model
 from tests.support.face_data import photo_faces
 from tests.support.make_serve import read_until_ready, start
@@ -66,6 +67,25 @@ def test_unknown_profile_is_an_error(small_repository: Path):
     _, errors = start(small_repository, MODEL_CONFIG_NAME="smal").communicate(timeout=30)
     assert errors.startswith("serve: MODEL_CONFIG_NAME=smal: no model has a profile configs/smal.pbtxt")
     assert "['small']" in errors
+
+
+def test_two_repositories_are_served(small_repository: Path, tmp_path_factory: pytest.TempPathFactory):
+    further = tmp_path_factory.mktemp("further repository")
+    add_model(further, "other_table", TABLE_GRAPH, TABLE_CONFIG)
+    process = start(small_repository, AU_REPOSITORY=str(further))
+    with grpcclient.InferenceServerClient(read_until_ready(process)["gRPC"]) as connection:
+        assert connection.is_model_ready("table")
+        assert connection.is_model_ready("other_table")
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_model_in_two_repositories_is_an_error(small_repository: Path, tmp_path: Path):
+    copy = shutil.copytree(small_repository / "table", tmp_path / "further" / "table").parent
+    _, errors = start(small_repository, AU_REPOSITORY=str(copy)).communicate(timeout=30)
+    assert errors == (
+        f"serve: the model table is in both {small_repository} and {copy}: serve only one of them\n"
+    )
 
 
 def test_stop_after_an_exception_leaves_nothing(repository: Path):
@@ -193,6 +213,30 @@ def test_missing_onnx_files_are_an_error(repository: Path, tmp_path: Path):
         LocalServer(copy).__enter__()
 
 
+AU_CONFIG = """
+name: "au"
+backend: "onnxruntime"
+input [ { name: "HOG" data_type: TYPE_FP32 dims: [ 4608 ] } ]
+"""
+
+
+def test_missing_action_units_are_an_error(repository: Path, tmp_path: Path):
+    (tmp_path / "au").mkdir()
+    (tmp_path / "au" / "config.pbtxt").write_text(AU_CONFIG)
+    message = f"no ONNX file for au in {tmp_path}: build it with `python -m export au --weights FILE.skops"
+    with pytest.raises(ServerError, match=re.escape(message)):
+        LocalServer(repository, au_repository=tmp_path).__enter__()
+
+
+def test_action_units_for_another_hog_length_are_an_error(repository: Path, tmp_path: Path):
+    (tmp_path / "au" / "1").mkdir(parents=True)
+    (tmp_path / "au" / "1" / "model.onnx").touch()
+    (tmp_path / "au" / "config.pbtxt").write_text(AU_CONFIG)
+    message = r"^au needs HOG with dims \[4608\], but hog returns \[5408\]: build hog .*python -m export hog"
+    with pytest.raises(ServerError, match=message):
+        LocalServer(repository, au_repository=tmp_path).__enter__()
+
+
 def test_corrupt_onnx_file_is_an_error(repository: Path, tmp_path: Path):
     copy = shutil.copytree(repository, tmp_path / "copy")
     model = copy / "hog" / "1" / "model.onnx"
@@ -240,3 +284,12 @@ def test_numpy_2_is_an_error(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.4.6")
     with pytest.raises(ServerError, match=r"^NumPy 2.4.6 .*install numpy<2$"):
         LocalServer(repository).__enter__()
+
+
+def test_action_units_for_other_hog_settings_are_an_error(
+    repository: Path, au_repository: Path, tmp_path: Path
+):
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    export_hog(copy, block_norm="L1")
+    with pytest.raises(ServerError, match=r"^au was exported for hog with .*--norm L2-Hys.*has .*--norm L1 "):
+        LocalServer(copy, au_repository=au_repository).__enter__()

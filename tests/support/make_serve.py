@@ -39,9 +39,11 @@ def read_until_ready(process: "subprocess.Popen[str]") -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def run_make_serve(repository: Path) -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
+def run_make_serve(
+    repository: Path, **environment: str
+) -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
     """Run `make serve`; yield its process and the lines that it printed until it was ready."""
-    process = start(repository)
+    process = start(repository, **environment)
     try:
         yield process, read_until_ready(process)
     finally:
