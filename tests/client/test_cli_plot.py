@@ -31,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sheet_faces(monkeypatch: pytest.MonkeyPatch) -> list[SheetFace]:
     """Return a list that collects the faces of a sheet, which is not drawn."""
     faces: list[SheetFace] = []
-    monkeypatch.setattr(plot_module, "draw_sheet", lambda _path, sheet: faces.extend(sheet))
+    monkeypatch.setattr(
+        plot_module, "draw_sheet", lambda _path, sheet, _settings, _action_units: faces.extend(sheet)
+    )
     return faces
 
 

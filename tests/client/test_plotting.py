@@ -10,14 +10,16 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.plotting import contact_sheet
 from triton_face_client.plotting.contact_sheet import MAX_FACES, SheetFace, draw_sheet, tile_columns
 from triton_face_client.plotting.face_figure import draw_face
-from triton_face_client.plotting.panels import cell_strengths, head_rotation, pose_axes
+from triton_face_client.plotting.panels import cell_strengths, draw_hog, head_rotation, pose_axes
 from triton_face_client.plotting.picture_files import DPI, SUFFIXES
 from triton_face_client.sample_faces import drawn_face
 
 SIZE = 112
+HOG = HogSettings()
 
 
 def face_outputs(seed: int) -> dict[str, np.ndarray]:
@@ -51,7 +53,7 @@ def faces_with_long_texts(count: int) -> list[SheetFace]:
 @pytest.mark.parametrize("count", [1, 7, 12])
 def test_sheet_has_a_tile_for_each_face(tmp_path: Path, count: int):
     path = tmp_path / "sheet.PNG"
-    draw_sheet(path, faces_with_long_texts(count))
+    draw_sheet(path, faces_with_long_texts(count), HOG)
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.PNG"]
     assert path.read_bytes().startswith(b"\x89PNG")
     picture = matplotlib.image.imread(path)[..., :3]
@@ -92,7 +94,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_texts_do_not_overlap_or_leave_the_sheet(tmp_path: Path, figures: list[Figure], count: int):
     wide = SheetFace(123456, "WWW_MMM_" * 10, reason="WIDE LETTERS AND NO CROP: " * 30)
     faces = [*faces_with_long_texts(count)[:-1], wide]
-    draw_sheet(tmp_path / "sheet.png", faces)
+    draw_sheet(tmp_path / "sheet.png", faces, HOG)
     figure = figures[0]
     texts = [*figure.texts, *(text for panel in figure.axes for text in panel.texts)]
     boxes = np.array([text.get_window_extent().extents for text in texts])
@@ -110,6 +112,7 @@ def test_captions_have_location_and_pose(tmp_path: Path, figures: list[Figure]):
     draw_sheet(
         tmp_path / "a.png",
         [SheetFace(7, "a.avi, frame 3", outputs=face), SheetFace(8, "b", outputs=without_pose)],
+        HOG,
     )
     texts = [text.get_text() for text in figures[0].texts]
     assert texts[0] == "2 faces"
@@ -148,20 +151,46 @@ def test_nose_axis_points_where_the_head_faces():
     np.testing.assert_allclose(nose, [-0.5, 0], atol=1e-12)
 
 
-def test_cell_strength_is_the_mean_of_its_blocks():
-    cells = np.random.default_rng(0).random((14, 14, 8))
-    blocks = np.zeros((13, 13, 2, 2, 8))
-    for row in range(13):
-        for column in range(13):
-            blocks[row, column] = cells[row : row + 2, column : column + 2]
-    np.testing.assert_allclose(cell_strengths(blocks.ravel()), cells)
+@pytest.mark.parametrize(
+    ("face_size", "settings"), [(112, HOG), (100, HogSettings(9, 16, 1)), (96, HogSettings(6, 4, 3))]
+)
+def test_cell_strength_is_the_mean_of_its_blocks(face_size: int, settings: HogSettings):
+    block, side = settings.cells_per_block, face_size // settings.pixels_per_cell
+    cells = np.random.default_rng(0).random((side, side, settings.orientations))
+    blocks = np.zeros((side - block + 1, side - block + 1, block, block, settings.orientations))
+    for row in range(len(blocks)):
+        for column in range(len(blocks)):
+            blocks[row, column] = cells[row : row + block, column : column + block]
+    np.testing.assert_allclose(cell_strengths(blocks.ravel(), settings, face_size), cells)
+
+
+def test_strokes_follow_the_edge_in_their_cells():
+    """A vertical edge in the sixth of seven columns of cells; its gradient is in bin 0 of 9."""
+    settings = HogSettings(9, 16, 1)
+    cells = np.zeros((7, 7, 9), dtype=np.float32)
+    cells[:, 5, 0] = 1
+    panel = Figure().subplots()
+    draw_hog(panel, cells.ravel(), settings, 115, 1.0)
+    strokes = panel.collections[0]
+    visible = np.array(strokes.get_segments())[np.asarray(strokes.get_alpha()) > 0]
+    np.testing.assert_allclose(visible.mean(axis=1), [(88, 8 + 16 * row) for row in range(7)])
+    direction = visible[:, 1] - visible[:, 0]
+    np.testing.assert_allclose(np.degrees(np.arctan2(direction[:, 1], direction[:, 0])), 100)
+    assert panel.get_xlim() == (0, 115)
+
+
+def test_rejects_features_of_other_settings():
+    with pytest.raises(
+        ValueError, match=r"has 5408 HOG features, not the 441 of HogSettings\(orientations=9"
+    ):
+        cell_strengths(np.zeros(5408, dtype=np.float32), HogSettings(9, 16, 1), 112)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_writes_every_format(tmp_path: Path, suffix: str):
     path = tmp_path / f"face{suffix}"
     draw_face(
-        path, face_outputs(0)["ALIGNED_FACES"], 56 + 45 * drawn_face(), face_outputs(0), pixel_aspect=1.2
+        path, face_outputs(0)["ALIGNED_FACES"], 56 + 45 * drawn_face(), face_outputs(0), HOG, pixel_aspect=1.2
     )
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.stat().st_size > 1000
@@ -170,7 +199,7 @@ def test_writes_every_format(tmp_path: Path, suffix: str):
 @pytest.mark.filterwarnings("error")
 def test_draws_face_without_pose(tmp_path: Path):
     face = {**face_outputs(0), "POSE": np.full(6, np.nan, dtype=np.float32)}
-    draw_face(tmp_path / "face.png", face["ALIGNED_FACES"], 56 + 45 * drawn_face(), face)
+    draw_face(tmp_path / "face.png", face["ALIGNED_FACES"], 56 + 45 * drawn_face(), face, HOG)
     assert (tmp_path / "face.png").exists()
 
 
@@ -179,7 +208,7 @@ def test_draws_black_face_without_mask(tmp_path: Path):
     face = face_outputs(0)
     face["HOG"][:] = 0
     face["MASK"][:] = False
-    draw_sheet(tmp_path / "sheet.png", [SheetFace(0, "", outputs=face)])
+    draw_sheet(tmp_path / "sheet.png", [SheetFace(0, "", outputs=face)], HOG)
 
 
 def test_rejects_unusable_paths_and_face_counts(tmp_path: Path):
@@ -192,10 +221,10 @@ def test_rejects_unusable_paths_and_face_counts(tmp_path: Path):
         ("folder.png", "it is a folder"),
     ):
         with pytest.raises(ValueError, match=message):
-            draw_sheet(tmp_path / name, faces)
+            draw_sheet(tmp_path / name, faces, HOG)
     for count in (0, MAX_FACES + 1):
         with pytest.raises(ValueError, match=f"1 to 500 faces, not {count}"):
-            draw_sheet(tmp_path / "sheet.png", faces * count)
+            draw_sheet(tmp_path / "sheet.png", faces * count, HOG)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
 
 
@@ -212,7 +241,7 @@ def test_failed_write_keeps_the_old_picture(
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
-        draw_sheet(path, faces_with_long_texts(1))
+        draw_sheet(path, faces_with_long_texts(1), HOG)
     if isinstance(error, OSError):
         assert str(caught.value) == f"cannot write {path}: No space left on device"
     assert path.read_text() == "old"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -79,16 +80,22 @@ def test_rejects_other_layouts_and_names_the_converter(shape: tuple[int, ...]):
 
 
 def test_rejects_a_hog_layer_with_other_settings():
-    class Layer:
-        orientations, pixels_per_cell, cells_per_block = 8, 8, 2
-        transform_sqrt, block_normalization = False, "l2-hys"
-
     faces, landmarks = pyfeat_faces(2, 363)
-    same, _ = pyfeat.extract_hog_features(faces, landmarks, Layer())
+    settings = {
+        "orientations": 8,
+        "pixels_per_cell": 8,
+        "cells_per_block": 2,
+        "transform_sqrt": False,
+        "block_normalization": "l2-hys",
+        "feature_vector": True,
+    }
+    same, _ = pyfeat.extract_hog_features(faces, landmarks, types.SimpleNamespace(**settings))
     np.testing.assert_array_equal(same, pyfeat.extract_hog_features(faces, landmarks)[0])
-    Layer.orientations = 9
-    with pytest.raises(ValueError, match="hog_layer has orientations=9"):
-        pyfeat.extract_hog_features(faces, landmarks, Layer())
+    for name, value in (("orientations", 9), ("block_normalization", None), ("feature_vector", False)):
+        layer = types.SimpleNamespace(**settings | {name: value})
+        message = f"hog_layer has {name}={value!r}, but the server .* computes {name}={settings[name]!r}: "
+        with pytest.raises(ValueError, match=message):
+            pyfeat.extract_hog_features(faces, landmarks, layer)
 
 
 @pytest.mark.parametrize("container", ["tensors", "arrays"])
@@ -173,5 +180,13 @@ def test_import_needs_only_numpy_and_tritonclient():
 
 
 def test_package_exports_the_functions():
-    for name in ("extract_hog_features", "extract_faces", "align_faces", "pose_from_landmarks", "connect"):
+    names = (
+        "extract_hog_features",
+        "extract_faces",
+        "align_faces",
+        "pose_from_landmarks",
+        "detect_au",
+        "connect",
+    )
+    for name in names:
         assert getattr(triton_face_client, name) is getattr(pyfeat, name)

@@ -12,6 +12,7 @@ from triton_face_client.pose import subject_pose
 from triton_face_client.pyfeat import (
     align_faces,
     connect,
+    detect_au,
     extract_faces,
     extract_hog_features,
     pose_from_landmarks,
@@ -32,6 +33,7 @@ __all__ = [
     "Tls",
     "align_faces",
     "connect",
+    "detect_au",
     "extract_faces",
     "extract_hog_features",
     "pose_from_landmarks",

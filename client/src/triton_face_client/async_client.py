@@ -14,7 +14,7 @@ from triton_face_client.base_client import BaseClient
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.calls import Call, CallWindow
-from triton_face_client.requests.model_config import Model
+from triton_face_client.requests.model_config import Model, features_model
 from triton_face_client.requests.request import (
     CLOSE_WAIT_SECONDS,
     Action,
@@ -74,13 +74,24 @@ class AsyncFaceFeatureClient(BaseClient):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Compute AU features and head pose; see `FaceFeatureClient.features`."""
+        """Compute HOG features, action units and head pose; see `FaceFeatureClient.features`."""
         if tuple(outputs) == ("POSE",):
             pose, refused = await self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
         options = self._call_options(on_invalid, deadline)
-        call = self._face_call(await self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
-        return await self._run_call(call, options)
+        model = await self.model(features_model(outputs), options.seconds_left)
+        return await self._run_call(self._face_call(model, frames, landmarks, outputs), options)
+
+    async def action_units(
+        self, frames: Any, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None
+    ) -> Any:
+        """Compute action units; see `FaceFeatureClient.action_units`."""
+        answers = await self.features(frames, landmarks, ["AU"], on_invalid=on_invalid, deadline=deadline)
+        return answers["AU"]
+
+    async def action_unit_names(self) -> tuple[str, ...]:
+        """Return the names of the action units; see `FaceFeatureClient.action_unit_names`."""
+        return (await self.model("action_units")).action_units
 
     async def align(
         self,
@@ -110,7 +121,7 @@ class AsyncFaceFeatureClient(BaseClient):
         on_invalid: str = "raise",
     ) -> AsyncGenerator[Answers, None]:
         """Compute features of any number of chunks; see `FaceFeatureClient.stream`."""
-        model, options = await self.model("ensemble"), self._call_options(on_invalid, None)
+        model, options = await self.model(features_model(outputs)), self._call_options(on_invalid, None)
         calls = (self._face_call(model, *chunk, outputs) async for chunk in chunks)
         async for answers in self._run_calls(calls, options):
             yield answers

@@ -16,9 +16,10 @@ from triton_face_client.errors import (
     InvalidFacesError,
     ServiceUnavailableError,
 )
+from triton_face_client.requests.aligned_faces import validate_aligned_faces
 from triton_face_client.requests.calls import Call
 from triton_face_client.requests.faces import Faces, faces_without_pose, validate_faces, validate_landmarks
-from triton_face_client.requests.model_config import Model
+from triton_face_client.requests.model_config import ACTION_UNIT_MODELS, Model
 from triton_face_client.requests.request import MIN_TIMEOUT, CallOptions
 from triton_face_client.requests.retry import RETRYABLE_STATUS, Retry, is_retryable
 from triton_face_client.transports.base import Transport
@@ -137,6 +138,13 @@ class BaseClient:
                 f"address of its gRPC endpoint, port 8001 by default ({message})",
                 status,
             )
+        if status == NOT_FOUND and model in ACTION_UNIT_MODELS:
+            return ServiceUnavailableError(
+                f"the server at {self.target} computes no action units, because it has no model {model} "
+                "ready: serve an AU checkpoint with `make serve AU_WEIGHTS=FILE.skops` "
+                f"(docs/action_units.md), or wait until the model is loaded ({message})",
+                status,
+            )
         if status == NOT_FOUND:
             return ServiceUnavailableError(
                 f"the server at {self.target} has no model {model} ready: serve the project's "
@@ -174,6 +182,11 @@ class BaseClient:
         """Return a call that sends frames and landmarks."""
         on_gpu = isinstance(self._transport, CudaSharedMemoryTransport)
         return Call(model, validate_faces(frames, landmarks, on_gpu), tuple(outputs), {}, frames)
+
+    def _aligned_call(self, model: Model, hog: Any, landmarks: Any) -> Call:
+        """Return a call that sends HOG features and aligned landmarks to the model `au`."""
+        (hog_size,) = model.inputs["HOG"][1]
+        return Call(model, validate_aligned_faces(hog, landmarks, hog_size), ("AU",), {}, None)
 
     def _pose_call(self, model: Model, landmarks: Any, options: CallOptions) -> Call:
         """Return a call that sends landmarks only."""

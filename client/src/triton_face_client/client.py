@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -15,7 +17,7 @@ from triton_face_client.base_client import BaseClient
 from triton_face_client.errors import ServiceUnavailableError
 from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.calls import Call, CallWindow
-from triton_face_client.requests.model_config import Model
+from triton_face_client.requests.model_config import Model, features_model
 from triton_face_client.requests.request import CLOSE_WAIT_SECONDS, CallOptions, Send, release_regions
 from triton_face_client.requests.scheduler import Scheduler
 from triton_face_client.transports.base import Callback, ManageRegion
@@ -93,7 +95,7 @@ class FaceFeatureClient(BaseClient):
         on_invalid: str = "raise",
         deadline: float | None = None,
     ) -> Answers:
-        """Compute HOG features for AU classifiers, and head pose.
+        """Compute HOG features, action units and head pose.
 
         Parameters
         ----------
@@ -119,7 +121,9 @@ class FaceFeatureClient(BaseClient):
         Answers
             The requested outputs, as torch tensors if `frames` are torch tensors.
 
-            - HOG float32 ``[N, 5408]``, in the order of `skimage.feature.hog`;
+            - HOG float32 ``[N, 5408]`` (default settings), in the order of `skimage.feature.hog`;
+            - AU float32 ``[N, K]``, the action units of `action_unit_names`. Only a server with an AU
+              checkpoint computes AU (see `action_units`);
             - POSE float32 ``[N, 6]``, raw Pitch, Roll, Yaw in radians, then X, Y, Z (see `subject_pose`);
             - ALIGNED_LANDMARKS int64 ``[N, 68, 2]``, (x, y) in pixels of the aligned face;
             - AFFINE float32 ``[N, 2, 3]``, map from pixels of the frame to pixels of the aligned face;
@@ -130,8 +134,49 @@ class FaceFeatureClient(BaseClient):
             pose, refused = self._pose("ensemble", landmarks, on_invalid, deadline)
             return Answers({"POSE": pose}, refused)
         options = self._call_options(on_invalid, deadline)
-        call = self._face_call(self.model("ensemble", options.seconds_left), frames, landmarks, outputs)
-        return self._run_call(call, options)
+        model = self.model(features_model(outputs), options.seconds_left)
+        return self._run_call(self._face_call(model, frames, landmarks, outputs), options)
+
+    def action_units(
+        self, frames: Any, landmarks: Any, *, on_invalid: str = "raise", deadline: float | None = None
+    ) -> Any:
+        """Compute action units (AUs) with the classifiers of the server's AU checkpoint.
+
+        `features` with the output AU also returns the reasons of invalid faces, and other outputs of the same
+        request.
+
+        Parameters
+        ----------
+        frames, landmarks, on_invalid, deadline
+            As in `features`.
+
+        Returns
+        -------
+        ndarray or torch tensor of float32, shape (N, K)
+            One column for each of `action_unit_names`. The values are probabilities from 0 to 1, not
+            intensities; some classifiers return only 0 and 1.
+
+        Raises
+        ------
+        ServiceUnavailableError
+            If the server computes no action units; the status is ``"StatusCode.NOT_FOUND"``.
+        """
+        return self.features(frames, landmarks, ["AU"], on_invalid=on_invalid, deadline=deadline)["AU"]
+
+    def action_unit_names(self) -> tuple[str, ...]:
+        """Return the names of the action units that the server computes, in the order of AU's columns.
+
+        Returns
+        -------
+        tuple of str
+            py-feat's names, for example ``("AU01", "AU02", "AU04")``.
+
+        Raises
+        ------
+        ServiceUnavailableError
+            If the server computes no action units; the status is ``"StatusCode.NOT_FOUND"``.
+        """
+        return self.model("action_units").action_units
 
     def align(
         self,
@@ -195,7 +240,7 @@ class FaceFeatureClient(BaseClient):
         Answers
             The answers to one chunk.
         """
-        model, options = self.model("ensemble"), self._call_options(on_invalid, None)
+        model, options = self.model(features_model(outputs)), self._call_options(on_invalid, None)
         yield from self._run_calls((self._face_call(model, *chunk, outputs) for chunk in chunks), options)
 
     def model(self, name: str, seconds: float | None = None) -> Model:
@@ -233,6 +278,14 @@ class FaceFeatureClient(BaseClient):
                     return
             time.sleep(min(0.1, seconds_left))
         raise ServiceUnavailableError(f"{self.target} was not ready after {seconds:g} s")
+
+    def _aligned_action_units(self, hog: Any, landmarks: Any) -> NDArray[np.float32]:
+        """Compute action units of HOG features and aligned landmarks (`validate_aligned_faces`)."""
+        options = self._call_options("raise", None)
+        model = self.model("au", options.seconds_left)
+        answers = self._run_call(self._aligned_call(model, hog, landmarks), options)
+        action_units: NDArray[np.float32] = answers["AU"]
+        return action_units
 
     def _pose(
         self, model: str, landmarks: Any, on_invalid: str, deadline: float | None

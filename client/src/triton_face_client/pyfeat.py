@@ -12,6 +12,7 @@ server and sets the options of `FaceFeatureClient`; the argument `client` select
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,12 @@ from numpy.typing import NDArray
 
 from triton_face_client.base_client import DEFAULT_URL
 from triton_face_client.client import FaceFeatureClient
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.pose import subject_pose
 from triton_face_client.requests.faces import LANDMARK_COUNT
 from triton_face_client.torch_bridge import as_array
 
 URL_VARIABLE = "TRITON_FACE_URL"
-
-HOG_SETTINGS = {
-    "orientations": 8,
-    "pixels_per_cell": 8,
-    "cells_per_block": 2,
-    "transform_sqrt": False,
-    "block_normalization": "l2-hys",
-}
-"""Settings of py-feat's HOGLayer that match the service (docs/SPEC.md, section 4)."""
 
 CONVENTIONS = ("raw", "subject")
 
@@ -70,27 +63,29 @@ def extract_hog_features(
     landmarks : array or tensor, shape (N, 136)
         x0, y0, x1, y1, ..., normalized to 0 to 1 of the crop's width and height.
     hog_layer : HOGLayer, optional
-        py-feat's HOG layer; its settings are compared with those of the service.
+        py-feat's HOG layer; its settings are compared with the server's. By default the features have the
+        server's settings.
     client : FaceFeatureClient, optional
         By default the module's client (`connect`).
 
     Returns
     -------
-    features : ndarray of float32, shape (N, 5408)
-        HOG features; an array even if the arguments are tensors, as in py-feat.
+    features : ndarray of float32, shape (N, features)
+        HOG features, 5408 with the default settings; an array even if the arguments are tensors, as in
+        py-feat.
     aligned_landmarks : list of N ndarrays of int64, shape (68, 2)
         (x, y) in pixels of the aligned face.
 
     Raises
     ------
     ValueError
-        If the landmarks have another layout, or `hog_layer` has other settings.
+        If the landmarks have another layout, or `hog_layer` has other settings than the server.
     """
     client = client or _client()
     if len(landmarks) == 0:
         datatype, shape = client.model("ensemble").outputs["HOG"]
         return np.empty((0, *shape), datatype), []
-    _check_hog_layer(hog_layer)
+    _check_hog_layer(client, hog_layer)
     frames, normalized = as_array(extracted_faces), as_array(landmarks)
     if normalized.ndim != 2 or normalized.shape[1] != 2 * LANDMARK_COUNT:
         raise ValueError(
@@ -202,6 +197,44 @@ def pose_from_landmarks(
     return pose if convention == "raw" else subject_pose(pose)
 
 
+def detect_au(
+    frame: Any, landmarks: Sequence[Any], *, client: FaceFeatureClient | None = None
+) -> NDArray[np.float32]:
+    """Compute action units from HOG features: `detect_au` of py-feat's AU classifiers.
+
+    Replace ``detector.au_detector.detect_au(frame=hog_features, landmarks=[au_new_landmarks])`` with
+    ``detect_au(frame=hog_features, landmarks=[au_new_landmarks])``. `FaceFeatureClient.action_units` computes
+    the same values from frames in one request, without the transfer of 21 kB of HOG features per face from
+    the server and back.
+
+    Parameters
+    ----------
+    frame : array or tensor of float32, shape (N, 5408)
+        HOG features (`extract_hog_features`).
+    landmarks : sequence of array or tensor, each of shape (n, 68, 2)
+        Aligned landmarks (x, y), whole pixels; the arrays are concatenated to N faces. Lists of n arrays
+        ``[68, 2]``, as `extract_hog_features` returns them, are also accepted.
+    client : FaceFeatureClient, optional
+        By default the module's client (`connect`).
+
+    Returns
+    -------
+    ndarray of float32, shape (N, K)
+        One column for each of `FaceFeatureClient.action_unit_names`; an array even if the arguments are
+        tensors, as in py-feat.
+
+    Raises
+    ------
+    ValueError
+        If a shape differs from these, a feature is not finite, or a landmark is not a whole number.
+    ServiceUnavailableError
+        If the server computes no action units.
+    """
+    parts = [_stacked(part) for part in landmarks]
+    points = np.concatenate(parts) if parts else np.empty((0, LANDMARK_COUNT, 2), np.int64)
+    return (client or _client())._aligned_action_units(frame, points)
+
+
 extract_hog_features_batched = extract_hog_features
 extract_faces_from_landmarks_batched = extract_faces
 align_faces_batched = align_faces
@@ -215,17 +248,44 @@ def _client() -> FaceFeatureClient:
         return _default["client"]
 
 
-def _check_hog_layer(layer: Any) -> None:
-    differences = [
-        f"{name}={getattr(layer, name)!r}"
-        for name, value in HOG_SETTINGS.items()
-        if layer is not None and getattr(layer, name, value) != value
-    ]
-    if differences:
+def _stacked(points: Any) -> NDArray[Any]:
+    """Return aligned landmarks ``[n, 68, 2]``, also given as a list of n arrays or tensors, as one array."""
+    array = as_array([as_array(face) for face in points] if isinstance(points, Sequence) else points)
+    if array.size == 0:
+        return array.reshape(0, LANDMARK_COUNT, 2)
+    if array.ndim != 3:
         raise ValueError(
-            f"hog_layer has {', '.join(differences)}, but the service computes {HOG_SETTINGS}: use py-feat "
-            "for other settings"
+            f"an element of landmarks has the shape {list(array.shape)}, not [n, 68, 2]: pass a list, "
+            "landmarks=[aligned_landmarks], as to py-feat"
         )
+    return array
+
+
+def _check_hog_layer(client: FaceFeatureClient, layer: Any) -> None:
+    if layer is None:
+        return
+    settings = HogSettings.from_parameters(client.model("hog").parameters)
+    computed = {
+        "orientations": settings.orientations,
+        "pixels_per_cell": settings.pixels_per_cell,
+        "cells_per_block": settings.cells_per_block,
+        "transform_sqrt": settings.transform_sqrt,
+        # py-feat's layer has the norm in lower case.
+        "block_normalization": settings.block_norm.lower(),
+        "feature_vector": True,
+    }
+    requested = {name: getattr(layer, name, value) for name, value in computed.items()}
+    different = [name for name in computed if requested[name] != computed[name]]
+    if different:
+        raise ValueError(
+            f"hog_layer has {_listed(requested, different)}, but the server {client.target} computes "
+            f"{_listed(computed, different)}: change the server's settings with `python -m export hog` "
+            "(docs/models.md), or pass a layer with the server's settings"
+        )
+
+
+def _listed(values: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name}={values[name]!r}" for name in names)
 
 
 def _check_alignment(client: FaceFeatureClient, face_size: int, box_enlarge: float) -> None:

@@ -60,7 +60,15 @@ def _run(options: argparse.Namespace) -> tuple[Any, str]:
 
     media, cropping = options.media, arguments.cropping(options)
     with _client(options) as client:
-        report = run(client, find_media(media), options.landmarks, options.out, options.restart, cropping)
+        report = run(
+            client,
+            find_media(media),
+            options.landmarks,
+            options.out,
+            options.restart,
+            cropping,
+            options.columns,
+        )
     return report, as_text(report)
 
 
@@ -77,7 +85,7 @@ def _plot(options: argparse.Namespace) -> tuple[Any, str]:
 def _bench(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.bench import Load, as_text, bench
 
-    load = Load(options.seconds, options.batch, options.concurrency, options.rate)
+    load = Load(options.seconds, options.batch, options.concurrency, options.rate, options.outputs)
 
     async def measure() -> Any:
         settings = _client_settings(options) | {"batch_size": options.batch, "retry": Retry(seconds=0)}

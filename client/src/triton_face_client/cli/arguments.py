@@ -13,6 +13,9 @@ from triton_face_client.video.face_chunks import DEFAULT_CROPPING, Cropping
 
 DISTRIBUTION = "triton-face-client"
 
+COLUMN_GROUPS = ("pose", "landmarks", "au", "hog")
+"""Groups of columns of a feature file, in the order of the file."""
+
 EXIT_CODES = """\
 exit codes:
   0    success; for rows without features, the output has the reason
@@ -163,6 +166,13 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="feature file: .parquet, .csv or .npz"
     )
     command.add_argument(
+        "--columns",
+        type=_column_groups,
+        metavar="GROUP,GROUP,...",
+        help=f"groups of columns to compute and write: {', '.join(COLUMN_GROUPS)} "
+        "(default: all that the server computes)",
+    )
+    command.add_argument(
         "--restart", action="store_true", help="replace FILE, or the rows of an interrupted run"
     )
 
@@ -199,6 +209,13 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rate", type=_positive, metavar="FACES", help="open loop: faces per second, at random times"
     )
+    command.add_argument(
+        "--outputs",
+        type=lambda text: text.split(","),
+        default=["HOG", "POSE"],
+        metavar="NAME,NAME,...",
+        help="outputs to request, for example AU (default: HOG,POSE)",
+    )
 
 
 def _non_negative(text: str) -> float:
@@ -224,6 +241,16 @@ def _count(text: str) -> int:
 
 def _rows(text: str) -> list[int]:
     return [int(row) for row in text.split(",")]
+
+
+def _column_groups(text: str) -> list[str]:
+    groups = text.split(",")
+    for group in groups:
+        if group not in COLUMN_GROUPS:
+            raise argparse.ArgumentTypeError(
+                f"{group!r} is not a group of columns: choose from {','.join(COLUMN_GROUPS)}"
+            )
+    return groups
 
 
 def _header(text: str) -> tuple[str, str]:

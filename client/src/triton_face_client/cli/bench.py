@@ -11,7 +11,7 @@ import asyncio
 import collections
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,15 @@ class Load:
         Requests in flight in a closed loop.
     rate : float or None
         Faces per second in an open loop; None for a closed loop.
+    outputs : sequence of str
+        The requested outputs (`FaceFeatureClient.features`).
     """
 
     seconds: float
     batch: int
     concurrency: int
     rate: float | None
+    outputs: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,8 @@ class LoadReport:
         Requests in flight; None for an open loop.
     rate : float or None
         Scheduled faces per second; None for a closed loop.
+    outputs : list of str
+        The requested outputs.
     seconds : float
         Time from the first request to the last response.
     due : int
@@ -83,6 +88,7 @@ class LoadReport:
     batch: int
     concurrency: int | None
     rate: float | None
+    outputs: list[str]
     seconds: float
     due: int
     requests: int
@@ -92,7 +98,7 @@ class LoadReport:
 
 
 async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
-    """Load the server with generated faces: uint8 crops, outputs HOG and POSE.
+    """Load the server with generated faces, uint8 crops.
 
     Parameters
     ----------
@@ -106,15 +112,17 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
     ------
     FaceServiceError
         If the request before the load fails.
+    ValueError
+        If the server has no such output.
     """
     faces = sample_faces(load.batch)
-    await client.features(*faces)
+    await client.features(*faces, load.outputs)
     latencies: list[float] = []
     failed: collections.Counter[str] = collections.Counter()
 
     async def send_request(scheduled_start: float) -> None:
         try:
-            await client.features(*faces)
+            await client.features(*faces, load.outputs)
         except FaceServiceError as error:
             failed[str(error.status()).removeprefix("StatusCode.")] += 1
         else:
@@ -132,6 +140,7 @@ async def bench(client: AsyncFaceFeatureClient, load: Load) -> LoadReport:
         batch=load.batch,
         concurrency=load.concurrency if load.rate is None else None,
         rate=load.rate,
+        outputs=list(load.outputs),
         seconds=elapsed,
         due=len(latencies) + failed.total(),
         requests=len(latencies),
@@ -152,7 +161,8 @@ def as_text(report: LoadReport) -> str:
     latency = "   ".join(f"{name} {value:.2f}" for name, value in report.latency_ms.items())
     return "\n".join(
         [
-            f"{report.loop} loop, {load}, {report.batch} faces each, {report.seconds:.1f} s",
+            f"{report.loop} loop, {load}, {report.batch} faces each, {','.join(report.outputs)}, "
+            f"{report.seconds:.1f} s",
             f"successful   {report.requests} of {report.due} requests, {report.faces_a_second:.1f} faces/s",
             f"failed       {failed}",
             f"latency, ms  {latency or '-'}",

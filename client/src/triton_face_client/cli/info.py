@@ -6,7 +6,9 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
+from triton_face_client.cli.action_units import served_action_units
 from triton_face_client.client import FaceFeatureClient
+from triton_face_client.requests.model_config import ACTION_UNIT_MODELS
 
 MODELS = ("ensemble", "align_mask", "hog", "pose_mlp")
 
@@ -61,6 +63,8 @@ class ServerInfo:
         Whether the server and all of its models are ready.
     models : list of ModelInfo
         The service's models.
+    action_units : list of str
+        Names of the action units that the server computes; empty if it computes none.
     """
 
     address: str
@@ -68,6 +72,7 @@ class ServerInfo:
     version: str
     ready: bool
     models: list[ModelInfo]
+    action_units: list[str]
 
 
 def info(client: FaceFeatureClient) -> ServerInfo:
@@ -84,12 +89,15 @@ def info(client: FaceFeatureClient) -> ServerInfo:
         metadata = connection.get_server_metadata(**options)
     except InferenceServerException as error:
         raise client.config_error(error, MODELS[0]) from None
+    action_units = served_action_units(client)
+    names = MODELS + ACTION_UNIT_MODELS if action_units else MODELS
     return ServerInfo(
         address=client.target,
         name=metadata.name,
         version=metadata.version,
         ready=connection.is_server_ready(**options),
-        models=[_model(client, name, options) for name in MODELS],
+        models=[_model(client, name, options) for name in names],
+        action_units=list(action_units),
     )
 
 
@@ -98,15 +106,17 @@ def as_text(server: ServerInfo) -> str:
     lines = [
         f"{server.name} {server.version} at {server.address}, {'ready' if server.ready else 'NOT READY'}",
         "",
-        "model       version  ready  requests  failed     faces  faces/execution  queue ms  compute ms",
+        "model         version  ready  requests  failed     faces  faces/execution  queue ms  compute ms",
     ]
     for model in server.models:
         figures = (model.faces_an_execution, model.queue_ms, model.compute_ms)
         per_execution, queue, compute = ("-" if value is None else f"{value:.2f}" for value in figures)
         lines.append(
-            f"{model.name:<11} {model.version:<8} {'yes' if model.ready else 'NO':<6} {model.requests:>8} "
+            f"{model.name:<13} {model.version:<8} {'yes' if model.ready else 'NO':<6} {model.requests:>8} "
             f"{model.failed:>7} {model.faces:>9}  {per_execution:>15}  {queue:>8}  {compute:>10}"
         )
+    if server.action_units:
+        lines += ["", f"action units: {', '.join(server.action_units)}"]
     for model in server.models:
         lines += ["", f"{model.name}, at most {model.batch_size} faces per request"]
         lines += [f"  in   {tensor}" for tensor in model.inputs]

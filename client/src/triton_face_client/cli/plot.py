@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from triton_face_client.cli.action_units import served_action_units
 from triton_face_client.client import FaceFeatureClient
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.plotting.contact_sheet import MAX_FACES, SheetFace, draw_sheet
 from triton_face_client.plotting.face_figure import draw_face
 from triton_face_client.plotting.picture_files import check_picture_path
@@ -98,12 +100,14 @@ def plot(
     check_media(table, media)
     with FrameReader(media, table.exif_applied, table.names_one_file_at_most) as reader:
         chunk = next(read_chunks(table, reader, chosen, len(chosen), cropping))
-    outputs, reasons = _compute(client, chunk, table.landmarks[chosen])
+    action_units = served_action_units(client)
+    outputs, reasons = _compute(client, chunk, table.landmarks[chosen], bool(action_units))
+    settings = HogSettings.from_parameters(client.model("hog").parameters)
     if len(chosen) == 1 and not reasons:
-        _draw_one(out, chunk, table, outputs[0])
+        _draw_one(out, chunk, table, outputs[0], settings, action_units)
     else:
         faces = [_sheet_face(index, chunk, table, outputs, reasons) for index in range(len(chosen))]
-        draw_sheet(out, faces)
+        draw_sheet(out, faces, settings, action_units)
     return PlotReport(faces=len(chosen), refused=len(reasons), out=str(out))
 
 
@@ -157,18 +161,19 @@ def _find_file(source: str, landmarks: Path) -> Path:
 
 
 def _compute(
-    client: FaceFeatureClient, chunk: FaceChunk, landmarks: Float
+    client: FaceFeatureClient, chunk: FaceChunk, landmarks: Float, with_action_units: bool
 ) -> tuple[dict[int, Outputs], dict[int, str]]:
     """Return outputs of the valid faces and reasons of all others, both by index into the chunk's rows."""
     reasons = dict(chunk.reasons)
     if not len(chunk.cropped):
         return {}, reasons
     aligned = client.align(chunk.crops, chunk.landmarks, ALIGN_MASK_OUTPUTS, on_invalid="nan")
-    hog = client.features(chunk.crops, chunk.landmarks, ["HOG"], on_invalid="nan")
+    names = ["HOG", "AU"] if with_action_units else ["HOG"]
+    features = client.features(chunk.crops, chunk.landmarks, names, on_invalid="nan")
     # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
     pose = client.pose(landmarks[chunk.cropped].astype(np.float32), on_invalid="nan")
-    arrays = {**aligned, **hog, "POSE": pose}
-    invalid = aligned.refused | hog.refused
+    arrays = {**aligned, **features, "POSE": pose}
+    invalid = aligned.refused | features.refused
     outputs: dict[int, Outputs] = {}
     for face, index in enumerate(chunk.cropped.tolist()):
         if face in invalid:
@@ -178,9 +183,16 @@ def _compute(
     return outputs, reasons
 
 
-def _draw_one(out: Path, chunk: FaceChunk, table: LandmarkTable, face: Outputs) -> None:
+def _draw_one(
+    out: Path,
+    chunk: FaceChunk,
+    table: LandmarkTable,
+    face: Outputs,
+    settings: HogSettings,
+    action_units: Sequence[str],
+) -> None:
     scale, _ = _image_to_crop(table.landmarks[chunk.rows[0]], chunk.landmarks[0])
-    draw_face(out, chunk.crops[0], chunk.landmarks[0], face, pixel_aspect=scale[0] / scale[1])
+    draw_face(out, chunk.crops[0], chunk.landmarks[0], face, settings, scale[0] / scale[1], action_units)
 
 
 def _sheet_face(

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from triton_face_client.cli.action_units import served_action_units
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.pose import subject_pose
 from triton_face_client.requests.answers import Answers
+from triton_face_client.requests.model_config import features_model
 from triton_face_client.video.face_chunks import Cropping, FaceChunk, check_media, read_chunks
-from triton_face_client.video.feature_files import Features, FeatureWriter, OutputError, feature_table
+from triton_face_client.video.feature_files import (
+    Columns,
+    Features,
+    FeatureWriter,
+    OutputError,
+    feature_table,
+)
 from triton_face_client.video.landmark_tables import LandmarkTable, read_table
 from triton_face_client.video.media import FrameReader, MediaError
 
@@ -37,7 +45,7 @@ class RunReport:
     rows : int
         Rows of the feature file and of the landmark table.
     faces : int
-        Rows with HOG features.
+        Rows with a valid face, whose HOG features and action units can be computed.
     without_landmarks : int
         Rows whose landmarks are missing in the table.
     refused : int
@@ -68,6 +76,7 @@ def run(
     out: Path,
     restart: bool,
     cropping: Cropping,
+    groups: Collection[str] | None = None,
 ) -> RunReport:
     """Compute the features of every row of a landmark table.
 
@@ -85,6 +94,9 @@ def run(
         Replace an existing file or parts. If False, an existing file is an error and parts are resumed.
     cropping : Cropping
         Box of the crops and its enlargement.
+    groups : collection of str, optional
+        Groups of columns to compute and write: any of "pose", "landmarks", "au", "hog"; by default all that
+        the server computes.
 
     Raises
     ------
@@ -93,7 +105,8 @@ def run(
     MediaError
         If `media` is empty, or no row with landmarks in the first part has a readable image.
     FaceServiceError
-        If the service fails. Finished rows are kept; the same call resumes after them.
+        If the service fails, in which case finished rows are kept and the same call resumes after them; or
+        if `groups` has "au" and the server computes no action units.
     """
     table = read_table(landmarks)
     check_media(table, media)
@@ -101,15 +114,19 @@ def run(
         raise OutputError(f"{out} is an input of this run: give another name")
     # Raise an error before the first request if the table lacks the columns of the box.
     cropping.boxes(table, np.zeros(0, dtype=np.int64))
-    inputs = _identify_inputs(media, landmarks) | dataclasses.asdict(cropping)
+    columns = _choose_columns(client, groups)
+    job = _identify_inputs(media, landmarks) | dataclasses.asdict(cropping)
+    job["columns"] = [*sorted(columns.groups), *columns.action_units]
+    if columns.action_units:
+        job["au_weights"] = client.model("action_units").parameters.get("weights_sha256", "")
     reader = FrameReader(media, table.exif_applied, table.names_one_file_at_most)
-    with reader, FeatureWriter(out, inputs, restart) as writer:
+    with reader, FeatureWriter(out, job, restart) as writer:
         start = writer.next_row()
         rows = np.arange(start, len(table.frame))
         with tqdm(total=len(table.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
-            for part in _in_parts(_features(client, table, reader, rows, cropping), bar):
+            for part in _in_parts(_features(client, table, reader, rows, cropping, columns), bar):
                 _check_first_part(part, table, landmarks)
-                writer.write(int(part.rows[0]), feature_table(part, table))
+                writer.write(int(part.rows[0]), feature_table(part, table, columns))
         reasons = writer.column("refused")
         writer.finish(len(table.frame))
     refused = [row for row, reason in enumerate(reasons) if reason and table.has_face[row]]
@@ -123,6 +140,13 @@ def run(
         example=f"row {refused[0]}: {reasons[refused[0]]}" if refused else None,
         warnings=_warnings(table, media, landmarks),
     )
+
+
+def _choose_columns(client: FaceFeatureClient, groups: Collection[str] | None) -> Columns:
+    if groups is None:
+        return Columns(frozenset(("pose", "landmarks", "hog")), served_action_units(client))
+    action_units = client.action_unit_names() if "au" in groups else ()
+    return Columns(frozenset(groups) - {"au"}, action_units)
 
 
 def _warnings(table: LandmarkTable, media: Sequence[Path], landmarks: Path) -> list[str]:
@@ -151,9 +175,11 @@ def _features(
     reader: FrameReader,
     rows: NDArray[np.int64],
     cropping: Cropping,
+    columns: Columns,
 ) -> Iterator[Features]:
     """Compute the rows chunk by chunk; the client reads the next chunks while the server works."""
-    size = client.model("ensemble").batch_size
+    outputs = _outputs_to_request(columns)
+    size = client.model(features_model(outputs)).batch_size
     pending: deque[FaceChunk] = deque()
 
     def chunks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -161,23 +187,33 @@ def _features(
             pending.append(chunk)
             yield chunk.crops, chunk.landmarks
 
-    for answers in client.stream(chunks(), ["HOG"], on_invalid="nan"):
+    for answers in client.stream(chunks(), outputs, on_invalid="nan"):
         chunk = pending.popleft()
-        # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
-        pose = client.pose(table.landmarks[chunk.rows], on_invalid="nan")
-        yield _chunk_features(chunk, answers, subject_pose(pose))
+        features = _chunk_features(chunk, answers)
+        if "pose" in columns.groups:
+            # The crop is stretched; like py-feat, compute pose from the landmarks in the image.
+            pose = client.pose(table.landmarks[chunk.rows], on_invalid="nan")
+            features.arrays["POSE"] = subject_pose(pose)
+        yield features
 
 
-def _chunk_features(chunk: FaceChunk, answers: Answers, pose: NDArray[np.float32]) -> Features:
-    hog = np.full((len(chunk.rows), answers["HOG"].shape[1]), np.nan, dtype=np.float32)
-    hog[chunk.cropped] = answers["HOG"]
+def _outputs_to_request(columns: Columns) -> list[str]:
+    """Return the outputs of the columns; AFFINE, the smallest, if only reasons of invalid faces matter."""
+    is_needed = {"HOG": "hog" in columns.groups, "AU": bool(columns.action_units)}
+    return [name for name, needed in is_needed.items() if needed] or ["AFFINE"]
+
+
+def _chunk_features(chunk: FaceChunk, answers: Answers) -> Features:
+    arrays = {}
+    for name in {"HOG", "AU"} & set(answers):
+        arrays[name] = np.full((len(chunk.rows), answers[name].shape[1]), np.nan, dtype=np.float32)
+        arrays[name][chunk.cropped] = answers[name]
     invalid = {int(chunk.cropped[face]): reason for face, reason in answers.refused.items()}
     reasons = chunk.reasons | invalid
     return Features(
         rows=chunk.rows,
         files=chunk.files,
-        hog=hog,
-        pose=pose,
+        arrays=arrays,
         reasons=[reasons.get(index) for index in range(len(chunk.rows))],
         crop_count=len(chunk.cropped),
     )
@@ -199,8 +235,7 @@ def _joined(chunks: Sequence[Features]) -> Features:
     return Features(
         rows=np.concatenate([chunk.rows for chunk in chunks]),
         files=[file for chunk in chunks for file in chunk.files],
-        hog=np.concatenate([chunk.hog for chunk in chunks]),
-        pose=np.concatenate([chunk.pose for chunk in chunks]),
+        arrays={name: np.concatenate([chunk.arrays[name] for chunk in chunks]) for name in chunks[0].arrays},
         reasons=[reason for chunk in chunks for reason in chunk.reasons],
         crop_count=sum(chunk.crop_count for chunk in chunks),
     )

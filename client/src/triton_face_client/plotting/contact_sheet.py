@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from triton_face_client.hog_settings import HogSettings
+from triton_face_client.plotting.action_units import top_action_units
 from triton_face_client.plotting.panels import (
     NOSE_TIP,
     displayable,
@@ -40,6 +42,8 @@ LEGEND = (
     "z blue); white is off the crop. Right: HOG, edges of each cell. Angles: + is up, to the subject's right."
 )
 
+ACTION_UNITS_LEGEND = ' AU: the four largest values; "+3": three more are at least 0.5.'
+
 # Lengths in inches.
 PICTURE = 1.7
 GAP = 0.06
@@ -66,7 +70,8 @@ class SheetFace:
     location : str
         File and frame, for the caption.
     outputs : mapping of str to ndarray, optional
-        The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE and AFFINE. Unlike the server's
+        The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE, AFFINE and, on a sheet with
+        action units, AU. Unlike the server's
         AFFINE, which maps the crop, this AFFINE maps pixels of the image to aligned pixels; POSE refers to
         the image. None for a face without features.
     crop : ndarray of float32, shape (3, H, W), optional
@@ -82,7 +87,9 @@ class SheetFace:
     reason: str = ""
 
 
-def draw_sheet(path: Path, faces: Sequence[SheetFace]) -> None:
+def draw_sheet(
+    path: Path, faces: Sequence[SheetFace], settings: HogSettings, action_units: Sequence[str] = ()
+) -> None:
     """Draw a contact sheet and save it.
 
     The left picture of each face shows the aligned face, dark outside the mask, with landmarks and the head's
@@ -94,6 +101,10 @@ def draw_sheet(path: Path, faces: Sequence[SheetFace]) -> None:
         The picture, with one of `picture_files.SUFFIXES`; written atomically.
     faces : sequence of SheetFace
         1 to `MAX_FACES` faces.
+    settings : HogSettings
+        Settings of HOG.
+    action_units : sequence of str
+        Names of the columns of AU; the caption of each face then has a line with its action units.
 
     Raises
     ------
@@ -103,9 +114,9 @@ def draw_sheet(path: Path, faces: Sequence[SheetFace]) -> None:
     check_picture_path(path)
     if not 1 <= len(faces) <= MAX_FACES:
         raise ValueError(f"a sheet has 1 to {MAX_FACES} faces, not {len(faces)}")
-    sheet = _Sheet(len(faces), _sheet_title(faces))
+    sheet = _Sheet(len(faces), _sheet_title(faces), bool(action_units))
     for tile, face in enumerate(faces):
-        _draw_tile(sheet, tile, face)
+        _draw_tile(sheet, tile, face, settings, action_units)
     save_figure(sheet.figure, path)
 
 
@@ -118,13 +129,15 @@ def tile_columns(count: int) -> int:
 class _Sheet:
     """A figure with tiles at positions in inches, so that no text overlaps for any number of faces."""
 
-    def __init__(self, count: int, title: str) -> None:
+    def __init__(self, count: int, title: str, has_action_units: bool) -> None:
         self._columns = tile_columns(count)
+        self._tile_height = PICTURE + CAPTION + LINE * has_action_units
         rows = -(-count // self._columns)
         self._width = self._columns * (2 * PICTURE + GAP + MARGIN) + MARGIN
-        legend = textwrap.wrap(LEGEND, int((self._width - 2 * MARGIN) * CHARACTERS_PER_INCH))
+        text = LEGEND + ACTION_UNITS_LEGEND * has_action_units
+        legend = textwrap.wrap(text, int((self._width - 2 * MARGIN) * CHARACTERS_PER_INCH))
         self._header = TITLE + LINE * len(legend) + GAP
-        self._height = self._header + rows * (PICTURE + CAPTION) + GAP
+        self._height = self._header + rows * self._tile_height + GAP
         self.figure = Figure(figsize=(self._width, self._height), dpi=DPI)
         FigureCanvasAgg(self.figure)  # Text.get_window_extent needs a canvas.
         self._write(MARGIN, self._height - 0.12, [title], fontsize=11, weight="bold")
@@ -139,15 +152,15 @@ class _Sheet:
         box = (left / self._width, bottom / self._height, width / self._width, PICTURE / self._height)
         return self.figure.add_axes(box)
 
-    def caption(self, tile: int, heading: str, line: str) -> None:
-        """Write two lines under a tile; shorten `heading` to the tile's width."""
+    def caption(self, tile: int, heading: str, lines: Sequence[str]) -> None:
+        """Write lines under a tile; shorten `heading` to the tile's width."""
         left, top = self._corner(tile)
-        text = self._write(left, top - PICTURE - GAP, [heading, line], fontsize=CAPTION_POINTS)
+        text = self._write(left, top - PICTURE - GAP, [heading, *lines], fontsize=CAPTION_POINTS)
         max_width = (2 * PICTURE + GAP) * self.figure.dpi
         length = len(heading)
         while (width := text.get_window_extent().width) > max_width:
             length = min(length - 1, int(length * max_width / width))
-            text.set_text(f"{_shortened(heading, length)}\n{line}")
+            text.set_text("\n".join([_shortened(heading, length), *lines]))
 
     def _write(self, left: float, top: float, lines: Sequence[str], **style: Any) -> Text:
         text = "\n".join(lines)
@@ -159,7 +172,7 @@ class _Sheet:
         """Return a tile's left and top edge, inches from the figure's left and bottom."""
         row, column = divmod(tile, self._columns)
         left = MARGIN + column * (2 * PICTURE + GAP + MARGIN)
-        return left, self._height - self._header - row * (PICTURE + CAPTION)
+        return left, self._height - self._header - row * self._tile_height
 
 
 def _sheet_title(faces: Sequence[SheetFace]) -> str:
@@ -168,15 +181,21 @@ def _sheet_title(faces: Sequence[SheetFace]) -> str:
     return f"{title}, {without_features} of them without features" if without_features else title
 
 
-def _draw_tile(sheet: _Sheet, tile: int, face: SheetFace) -> None:
-    pose = ""
+def _draw_tile(
+    sheet: _Sheet, tile: int, face: SheetFace, settings: HogSettings, action_units: Sequence[str]
+) -> None:
+    lines = []
     if face.outputs is None:
         _draw_reason(sheet, tile, face)
     else:
         _draw_aligned(sheet.panel(tile, 0), face.outputs)
-        draw_hog(sheet.panel(tile, 1), face.outputs["HOG"], len(face.outputs["MASK"]), 0.9)
-        pose = _pose_caption(face.outputs["POSE"])
-    sheet.caption(tile, f"row {face.row}  ·  {face.location}" if face.location else f"row {face.row}", pose)
+        face_size = len(face.outputs["MASK"])
+        draw_hog(sheet.panel(tile, 1), face.outputs["HOG"], settings, face_size, 0.9)
+        lines.append(_pose_caption(face.outputs["POSE"]))
+        if action_units:
+            lines.append(top_action_units(action_units, face.outputs["AU"]))
+    heading = f"row {face.row}  ·  {face.location}" if face.location else f"row {face.row}"
+    sheet.caption(tile, heading, lines)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -9,10 +9,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyArrowPatch
 from numpy.typing import NDArray
 
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.video.crops import Float
-
-ORIENTATIONS = 8
-BLOCK_CELLS = 2
 
 CONTOURS = {
     "jaw": (0, 17, False),
@@ -44,15 +42,16 @@ def draw_contours(panel: Axes, points: NDArray[Any], width: float) -> None:
         panel.plot(contour[:, 0], contour[:, 1], "-", color="cyan", linewidth=width)
 
 
-def draw_hog(panel: Axes, features: NDArray[np.float32], face_size: int, width: float) -> None:
+def draw_hog(
+    panel: Axes, features: NDArray[np.float32], settings: HogSettings, face_size: int, width: float
+) -> None:
     """Draw each HOG cell as strokes along its edges, with the strength (`cell_strengths`) as opacity."""
-    strengths = cell_strengths(features)
-    cells_a_side = len(strengths)
-    cell_size = face_size / cells_a_side
-    gradient = np.pi * (np.arange(ORIENTATIONS) + 0.5) / ORIENTATIONS
-    along_edge = 0.45 * cell_size * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
+    strengths = cell_strengths(features, settings, face_size)
+    cells_a_side, orientations = len(strengths), settings.orientations
+    gradient = np.pi * (np.arange(orientations) + 0.5) / orientations
+    along_edge = 0.45 * settings.pixels_per_cell * np.stack([-np.sin(gradient), np.cos(gradient)], axis=1)
     row, column = np.mgrid[:cells_a_side, :cells_a_side]
-    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * cell_size
+    centres = (np.stack([column, row], axis=-1) + 0.5)[:, :, None] * settings.pixels_per_cell
     strokes = np.stack([centres - along_edge, centres + along_edge], axis=3).reshape(-1, 2, 2)
     # The strengths of a uniform face are all zero.
     opacities = strengths.ravel() / max(strengths.max(), np.finfo(np.float32).tiny)
@@ -64,15 +63,29 @@ def draw_hog(panel: Axes, features: NDArray[np.float32], face_size: int, width: 
     panel.set(xticks=[], yticks=[])
 
 
-def cell_strengths(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Average the blocks of HOG features ``[F]`` back to cells ``[cells, cells, orientations]``."""
-    blocks_a_side = round((features.size / (BLOCK_CELLS**2 * ORIENTATIONS)) ** 0.5)
-    blocks = features.reshape(blocks_a_side, blocks_a_side, BLOCK_CELLS, BLOCK_CELLS, ORIENTATIONS)
-    cells_a_side = blocks_a_side + BLOCK_CELLS - 1
-    total = np.zeros((cells_a_side, cells_a_side, ORIENTATIONS))
+def cell_strengths(
+    features: NDArray[np.float32], settings: HogSettings, face_size: int
+) -> NDArray[np.float64]:
+    """Average the blocks of HOG features ``[F]`` back to cells ``[cells, cells, orientations]``.
+
+    Raises
+    ------
+    ValueError
+        If a face of `face_size` pixels has another number of features with these settings.
+    """
+    if features.size != settings.feature_length(face_size):
+        raise ValueError(
+            f"a face of {face_size} pixels has {features.size} HOG features, not the "
+            f"{settings.feature_length(face_size)} of {settings}: the server's configuration of hog and its "
+            "model differ; run `python -m export hog` on its model repository"
+        )
+    block, blocks_a_side = settings.cells_per_block, settings.blocks_a_side(face_size)
+    blocks = features.reshape(blocks_a_side, blocks_a_side, block, block, settings.orientations)
+    cells_a_side = blocks_a_side + block - 1
+    total = np.zeros((cells_a_side, cells_a_side, settings.orientations))
     block_counts = np.zeros((cells_a_side, cells_a_side, 1))
-    for row in range(BLOCK_CELLS):
-        for column in range(BLOCK_CELLS):
+    for row in range(block):
+        for column in range(block):
             cells = np.s_[row : row + blocks_a_side, column : column + blocks_a_side]
             total[cells] += blocks[:, :, row, column]
             block_counts[cells] += 1

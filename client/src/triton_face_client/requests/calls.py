@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triton_face_client.requests.answers import Answers
-from triton_face_client.requests.faces import Faces, Tensors
+from triton_face_client.requests.faces import RequestFaces, Tensors
 from triton_face_client.requests.model_config import Model
 from triton_face_client.requests.request import (
     ActionGenerator,
@@ -29,7 +29,7 @@ class Call:
     ----------
     model : Model
         The model that computes the outputs.
-    faces : Faces
+    faces : RequestFaces
         The faces.
     outputs : tuple of str
         The requested outputs.
@@ -47,7 +47,7 @@ class Call:
     def __init__(
         self,
         model: Model,
-        faces: Faces,
+        faces: RequestFaces,
         outputs: tuple[str, ...],
         invalid: Mapping[int, str],
         example: Any,

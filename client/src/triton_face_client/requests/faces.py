@@ -5,7 +5,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,19 @@ MAX_FRAME_BYTES = MAX_GRPC_MESSAGE_SIZE - 2**20
 """Bytes of the largest frame that fits into a gRPC message. 1 MiB is left for the rest of the message."""
 
 Tensors = dict[str, NDArray[Any]]
+
+
+class RequestFaces(Protocol):
+    """The faces of a call: `Faces`, or `AlignedFaces` for the model `au`."""
+
+    def __len__(self) -> int:
+        """Return the number of faces."""
+
+    def batches(self, batch_size: int, excluded: Collection[int] = ()) -> Iterator[NDArray[np.intp]]:
+        """Yield the indices of each request's faces, at most `batch_size`, without the `excluded` faces."""
+
+    def tensors(self, rows: NDArray[np.intp]) -> dict[str, Any]:
+        """Return the input tensors of a request by name."""
 
 
 @dataclasses.dataclass(frozen=True)

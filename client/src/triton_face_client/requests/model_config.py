@@ -1,6 +1,7 @@
 """Batch size, outputs and parameters of a model, read from the server's configuration."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 from tritonclient.grpc import model_config_pb2
@@ -10,6 +11,9 @@ from triton_face_client.transports.base import TensorSpec
 
 DEFAULT_BATCH_SIZE = 32
 """Faces per request, unless the server's maximum is smaller. Larger requests were no faster when measured."""
+
+ACTION_UNIT_MODELS = ("action_units", "au")
+"""The optional models. A server has both or neither."""
 
 ENSEMBLE_OUTPUTS = ("HOG", "POSE", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
 ALIGN_MASK_OUTPUTS = ("MASKED_FACES", "ALIGNED_FACES", "ALIGNED_LANDMARKS", "AFFINE", "MASK")
@@ -25,14 +29,15 @@ class Model:
         Name of the model.
     batch_size : int
         Maximum number of faces per request.
-    outputs : dict of str to (numpy.dtype, tuple of int)
-        Type and shape of each output, without the first dimension (the faces).
+    inputs, outputs : dict of str to (numpy.dtype, tuple of int)
+        Type and shape of each tensor, without the first dimension (the faces).
     parameters : dict of str to str
         Parameters of the model's configuration.
     """
 
     name: str
     batch_size: int
+    inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     parameters: dict[str, str]
 
@@ -43,9 +48,15 @@ class Model:
         return cls(
             name=config.name,
             batch_size=min(server_maximum, batch_size or DEFAULT_BATCH_SIZE),
-            outputs={output.name: _output_spec(output) for output in config.output},
+            inputs={tensor.name: _tensor_spec(tensor) for tensor in config.input},
+            outputs={tensor.name: _tensor_spec(tensor) for tensor in config.output},
             parameters={key: value.string_value for key, value in config.parameters.items()},
         )
+
+    @property
+    def action_units(self) -> tuple[str, ...]:
+        """Names of the columns of the output AU, for example ``("AU01", "AU02")``."""
+        return tuple(self.parameters["action_units"].split(","))
 
     def check_outputs(self, outputs: tuple[str, ...]) -> None:
         """Raise a ValueError if `outputs` is empty or names an output that the model lacks."""
@@ -57,6 +68,11 @@ class Model:
             raise ValueError(f"{self.name} has no output {unknown}: it has {available}")
 
 
-def _output_spec(output: model_config_pb2.ModelOutput) -> TensorSpec:
-    datatype = model_config_pb2.DataType.Name(output.data_type).removeprefix("TYPE_")
-    return np.dtype(triton_to_np_dtype(datatype)), tuple(output.dims)
+def features_model(outputs: Collection[str]) -> str:
+    """Return the name of the ensemble that computes `outputs`: `action_units` if AU is one of them."""
+    return "action_units" if "AU" in outputs else "ensemble"
+
+
+def _tensor_spec(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput) -> TensorSpec:
+    datatype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return np.dtype(triton_to_np_dtype(datatype)), tuple(tensor.dims)

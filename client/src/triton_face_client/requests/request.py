@@ -24,7 +24,7 @@ from triton_face_client.errors import (
     InvalidFacesError,
     ServiceUnavailableError,
 )
-from triton_face_client.requests.faces import Faces, Tensors
+from triton_face_client.requests.faces import RequestFaces, Tensors
 from triton_face_client.requests.model_config import Model
 from triton_face_client.requests.retry import Retry, is_retryable
 from triton_face_client.transports.base import (
@@ -132,7 +132,7 @@ class BatchRequest:
     ----------
     model : Model
         The model that computes the outputs.
-    faces : Faces
+    faces : RequestFaces
         All faces of the call.
     rows : ndarray of int
         Indices of the request's faces.
@@ -144,7 +144,7 @@ class BatchRequest:
     """
 
     model: Model
-    faces: Faces
+    faces: RequestFaces
     rows: NDArray[np.intp]
     outputs: tuple[str, ...]
     store: Callable[[NDArray[np.intp], Tensors], None]

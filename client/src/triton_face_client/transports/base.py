@@ -15,7 +15,13 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 
 from triton_face_client.errors import FaceServiceError
 
-INPUT_TYPES = {"FRAMES": "FP32", "FRAMES_UINT8": "UINT8", "LANDMARKS": "FP32"}
+INPUT_TYPES = {
+    "FRAMES": "FP32",
+    "FRAMES_UINT8": "UINT8",
+    "LANDMARKS": "FP32",
+    "HOG": "FP32",
+    "ALIGNED_LANDMARKS": "INT64",
+}
 """Triton's data type of each input."""
 
 TensorSpec = tuple[np.dtype[Any], tuple[int, ...]]

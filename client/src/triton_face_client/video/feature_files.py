@@ -39,6 +39,22 @@ class OutputError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns of a feature file besides those that every file has.
+
+    Attributes
+    ----------
+    groups : frozenset of str
+        Any of "pose", "landmarks" and "hog".
+    action_units : tuple of str
+        Names of the columns of action units, in the server's order; empty without action units.
+    """
+
+    groups: frozenset[str]
+    action_units: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     """The results for consecutive rows of a landmark table.
 
@@ -48,26 +64,23 @@ class Features:
         Row numbers in the landmark table.
     files : list of R str
         The image or video of each row.
-    hog : ndarray of float32, shape (R, F)
-        HOG features; NaN for a row without features.
-    pose : ndarray of float32, shape (R, 6)
-        Pose as `subject_pose` returns it; NaN for a row without pose.
+    arrays : dict of str to ndarray of float32, shape (R, F)
+        The chosen ones of HOG, AU and POSE (as `subject_pose` returns it); NaN for a row without them.
     reasons : list of R (str or None)
-        Reason why a row has no HOG features.
+        Reason why a row has no HOG features and no action units.
     crop_count : int
         Number of rows with a crop.
     """
 
     rows: NDArray[np.int64]
     files: list[str]
-    hog: NDArray[np.float32]
-    pose: NDArray[np.float32]
+    arrays: dict[str, NDArray[np.float32]]
     reasons: list[str | None]
     crop_count: int
 
 
-def feature_table(features: Features, landmark_table: LandmarkTable) -> pa.Table:
-    """Join features with the landmark table's columns of the same rows."""
+def feature_table(features: Features, landmark_table: LandmarkTable, chosen: Columns) -> pa.Table:
+    """Join the chosen features with the landmark table's columns of the same rows."""
     rows = features.rows
     columns: dict[str, Any] = {"input": pa.array(features.files, pa.string())}
     columns["frame"] = landmark_table.frame[rows]
@@ -77,10 +90,15 @@ def feature_table(features: Features, landmark_table: LandmarkTable) -> pa.Table
         else:
             # Without the explicit type, a part whose values are all missing would get Arrow's null type.
             columns[name] = pa.array([values[row] for row in rows], pa.string())
-    columns |= {name: features.pose[:, i] for i, name in enumerate(POSE_COLUMNS)}
-    columns |= {name: landmark_table.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
-    columns |= {name: landmark_table.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
-    columns["HOG"] = pa.FixedSizeListArray.from_arrays(features.hog.ravel(), features.hog.shape[1])
+    if "pose" in chosen.groups:
+        columns |= {name: features.arrays["POSE"][:, i] for i, name in enumerate(POSE_COLUMNS)}
+    if "landmarks" in chosen.groups:
+        columns |= {name: landmark_table.landmarks[rows, i, 0] for i, name in enumerate(X_COLUMNS)}
+        columns |= {name: landmark_table.landmarks[rows, i, 1] for i, name in enumerate(Y_COLUMNS)}
+    columns |= {name: features.arrays["AU"][:, i] for i, name in enumerate(chosen.action_units)}
+    if "hog" in chosen.groups:
+        hog = features.arrays["HOG"]
+        columns["HOG"] = pa.FixedSizeListArray.from_arrays(hog.ravel(), hog.shape[1])
     columns["refused"] = pa.array(features.reasons, pa.string())
     table = pa.table(columns)
     exif_applied = b"true" if landmark_table.exif_applied else b"false"
@@ -185,8 +203,8 @@ class FeatureWriter:
         if job_path.exists():
             if json.loads(job_path.read_text()) != self._job:
                 raise OutputError(
-                    f"{self.folder} holds an unfinished run of other files or settings: finish that run, "
-                    "give another name, or --restart to delete it"
+                    f"{self.folder} holds an unfinished run of other files, columns or settings: finish that "
+                    "run, give another name, or --restart to delete it"
                 )
         else:
             with _write_atomically(job_path) as unfinished:
@@ -218,18 +236,18 @@ class FeatureWriter:
     def _write_npz(self, path: Path) -> None:
         """Write one array ``[N, ...]`` per column; HOG may exceed the memory, so map a file for it."""
         columns: dict[str, list[NDArray[Any]]] = {}
-        hog_path = self.folder / "HOG.npy.unfinished"
-        self._write_hog(hog_path)
         for table in self._part_tables():
             for name, array in _npz_arrays(table).items():
                 columns.setdefault(name, []).append(array)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            archive.write(hog_path, "HOG.npy")
+            if "HOG" in pq.read_schema(self._part_paths()[0]).names:
+                archive.write(self._write_hog(), "HOG.npy")
             for name, arrays in columns.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     NPY_FORMAT.write_array(member, np.concatenate(arrays), allow_pickle=False)
 
-    def _write_hog(self, path: Path) -> None:
+    def _write_hog(self) -> Path:
+        path = self.folder / "HOG.npy.unfinished"
         blocks = (_hog(table) for table in self._part_tables())
         first = next(blocks)
         hog = NPY_FORMAT.open_memmap(path, "w+", first.dtype, (self.next_row(), first.shape[1]))
@@ -238,6 +256,7 @@ class FeatureWriter:
             hog[start : start + len(block)] = block
             start += len(block)
         hog.flush()
+        return path
 
 
 @contextlib.contextmanager
@@ -265,6 +284,8 @@ def _hog(table: pa.Table) -> NDArray[np.float32]:
 
 def _hog_as_text(table: pa.Table) -> pa.Table:
     """Convert HOG to text, ``[0.1, 0.2, ...]``, with enough digits to restore each float32."""
+    if "HOG" not in table.column_names:
+        return table
     texts = [f"[{', '.join(row.astype(str))}]" for row in _hog(table)]
     return table.set_column(table.column_names.index("HOG"), "HOG", pa.array(texts, pa.string()))
 
@@ -274,7 +295,9 @@ def _npz_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
         values: NDArray[Any] = table[name].to_numpy()
         return values if values.dtype != object else np.array(["" if v is None else v for v in values], str)
 
-    points = [np.stack([column(x), column(y)], axis=1) for x, y in zip(X_COLUMNS, Y_COLUMNS, strict=True)]
-    renamed = {"landmarks": np.stack(points, axis=1), "source": column("input")}
+    renamed = {"source": column("input")}
+    if X_COLUMNS[0] in table.column_names:
+        axes = [np.stack([column(name) for name in names], axis=1) for names in (X_COLUMNS, Y_COLUMNS)]
+        renamed["landmarks"] = np.stack(axes, axis=2)
     omitted = {"HOG", "input", *X_COLUMNS, *Y_COLUMNS}
     return renamed | {name: column(name) for name in table.column_names if name not in omitted}
