@@ -158,6 +158,9 @@ def main() -> None:
     if arguments.picture:
         draw(landmarkers, arguments.files[0], vertices, arguments.picture)
         return
+    if arguments.crops:
+        write_crops(landmarkers, arguments.files, arguments.frames, vertices, arguments.crops)
+        return
     record = measure(landmarkers, arguments.files, arguments.frames, vertices)
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     print({"faces": record["faces"]} | {name: figures["mean"] for name, figures in record["regions"].items()})
@@ -190,6 +193,12 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         metavar="FILE.png",
         help="draw the first face of the first file into this file, and measure nothing",
+    )
+    parser.add_argument(
+        "--crops",
+        type=Path,
+        metavar="FILE.npz",
+        help="write the measured faces as crops with the landmarks of both landmarkers, and measure nothing",
     )
     return parser.parse_args()
 
@@ -301,6 +310,48 @@ def _resized(picture: np.ndarray, factor: float) -> np.ndarray:
         return picture
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=interpolation)
+
+
+CROP = 112
+"""Side of a crop in pixels."""
+
+CROP_MARGIN = 0.15
+"""Margin of a crop around dlib's points on each side, as a fraction of their larger extent."""
+
+
+def write_crops(
+    landmarkers: Landmarkers, files: Sequence[Path], frames: int, vertices: Sequence[int], output: Path
+) -> None:
+    """Write the "measured" faces of `files` as input of `make parity` and `benchmarks.au_landmarks`.
+
+    The file holds `frames` float32 ``[N, 3, 112, 112]`` in [0, 1], and in pixels of the crops float32
+    ``[N, 68, 2]`` `landmarks`, dlib's, and `mapped_landmarks`, MediaPipe's; `sources` names the files.
+    """
+    crops: dict[str, list[Any]] = {"frames": [], "landmarks": [], "mapped_landmarks": [], "sources": []}
+    pictures = [(file, frame) for file in files for frame in _frames(file, frames)]
+    for file, frame in tqdm(pictures, unit="picture"):
+        picture = _read(file, frame)
+        for face in landmarkers(picture):
+            if face is None or face.category != "measured":
+                continue
+            to_crop = _crop_transform(face.dlib_points)
+            crop = cv2.warpAffine(picture, to_crop, (CROP, CROP), flags=cv2.INTER_AREA)
+            crops["frames"].append(np.float32(crop.transpose(2, 0, 1)) / np.float32(255))
+            for name, points in (
+                ("landmarks", face.dlib_points),
+                ("mapped_landmarks", face.mesh[list(vertices)]),
+            ):
+                crops[name].append(np.float32(points @ to_crop[:, :2].T + to_crop[:, 2]))
+            crops["sources"].append(f"{file.name}#{frame}")
+    np.savez_compressed(output, **{name: np.array(values) for name, values in crops.items()})
+    print(f"{len(crops['frames'])} faces in {output}")
+
+
+def _crop_transform(points: np.ndarray) -> np.ndarray:
+    """Return the affine map, ``[2, 3]``, of the square around the points to a crop."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    factor = CROP / ((1 + 2 * CROP_MARGIN) * (high - low).max())
+    return np.column_stack([factor * np.eye(2), CROP / 2 - factor * (low + high) / 2])
 
 
 PICTURE_SIDE = 800

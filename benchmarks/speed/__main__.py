@@ -15,7 +15,9 @@ from benchmarks.speed.load import LoadError, load_generator
 from benchmarks.speed.page import write_report
 from benchmarks.speed.pyfeat_process import PyFeat, PyFeatError
 from deploy.local import LocalServer
-from deploy.local.server import ServerError
+from deploy.local.server import DEFAULT_REPOSITORY, ServerError
+from export.hog.configs import configured_settings
+from export.hog.settings import HogSettings
 from tests.support.face_data import photo_faces
 from tests.support.machine import machine
 
@@ -32,6 +34,13 @@ def main() -> int:
     if "PYFEAT_PYTHON" not in os.environ:
         print(
             "bench: PYFEAT_PYTHON, the Python of py-feat's environment, is not set: run `make bench`",
+            file=sys.stderr,
+        )
+        return 1
+    if (settings := configured_settings(DEFAULT_REPOSITORY)) != HogSettings():
+        print(
+            f"bench: hog/config.pbtxt has {settings}, but py-feat computes {HogSettings()}: run "
+            f"`python -m export hog {HogSettings().as_options()}`",
             file=sys.stderr,
         )
         return 1

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ class PerfAnalyzer:
 
 
 class ProjectClient:
-    """Threads of the project's client, which request HOG and POSE and use more CPU time than perf_analyzer.
+    """Threads of the project's client, which use more CPU time than perf_analyzer.
 
     Parameters
     ----------
@@ -82,11 +83,19 @@ class ProjectClient:
         The client's option. With "cuda" the frames are on the GPU before the load starts.
     headers : dict of str to str, optional
         Headers that give access to the restricted endpoints for shared memory.
+    outputs : sequence of str
+        The requested outputs.
     """
 
     name = "triton_face_client"
 
-    def __init__(self, shm: bool | str = False, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        shm: bool | str = False,
+        headers: dict[str, str] | None = None,
+        outputs: Sequence[str] = ("HOG", "POSE"),
+    ) -> None:
+        self._outputs = outputs
         self._shm = shm
         self._headers = headers
 
@@ -102,11 +111,11 @@ class ProjectClient:
         def loop(_number: int) -> tuple[float, list[float]]:
             latencies = []
             with FaceFeatureClient(url, batch_size=batch, shm=self._shm, headers=self._headers) as client:
-                client.features(frames, landmarks)
+                client.features(frames, landmarks, self._outputs)
                 connected.wait()
                 begin = time.perf_counter()
                 while (start := time.perf_counter()) < begin + seconds:
-                    client.features(frames, landmarks)
+                    client.features(frames, landmarks, self._outputs)
                     latencies.append(time.perf_counter() - start)
                 return time.perf_counter() - begin, latencies
 

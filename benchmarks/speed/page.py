@@ -37,9 +37,9 @@ def _page(result: Result) -> str:
                 "`extract_hog_features`.",
                 "![The figures of this page as a picture](bench.png)",
                 "## Goals",
-                _table(["measurement", "goal", "measured", "result"], _goals(result)),
+                table(["measurement", "goal", "measured", "result"], _goals(result)),
                 "## In process, one thread: HOG from crops and landmarks, ms per face",
-                _table(
+                table(
                     [
                         "faces",
                         "service",
@@ -56,7 +56,7 @@ def _page(result: Result) -> str:
                     ],
                 ),
                 "## Masks alone, µs per face",
-                _table(
+                table(
                     ["faces", "service", "scipy + scikit-image", "ratio"],
                     [
                         [
@@ -69,7 +69,7 @@ def _page(result: Result) -> str:
                     ],
                 ),
                 "## Time per face by number of faces, in process, one thread",
-                _table(
+                table(
                     ["faces", "ms per face", "relative to 5 faces"],
                     [
                         [row["faces"], f"{row['service_ms']:.3f}", f"{row['over_5_faces']:.2f}"]
@@ -77,25 +77,7 @@ def _page(result: Result) -> str:
                     ],
                 ),
                 "## Served: HOG and pose",
-                _table(
-                    [
-                        "input",
-                        "faces per request",
-                        "requests in flight",
-                        "faces/s",
-                        "p50, ms",
-                        "p99, ms",
-                        "py-feat faces/s",
-                        "ratio",
-                    ],
-                    [
-                        [row["input"], row["batch"], row["concurrency"]]
-                        + [f"{row['faces_per_second']:.0f}"]
-                        + [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms")]
-                        + [f"{row['pyfeat_faces_per_second']:.0f}", f"{row['ratio']:.1f}"]
-                        for row in result["served"]
-                    ],
-                ),
+                served_table(result["served"]),
                 "The py-feat column measures `extract_hog_features_batched` and `pose_from_landmarks_mlp` in "
                 "process, 50 faces per call, two threads.",
             ]
@@ -104,7 +86,7 @@ def _page(result: Result) -> str:
     )
 
 
-def _goals(result: Result) -> list[list[str]]:
+def _goals(result: Result) -> list[list[object]]:
     hog = {row["faces"]: row["batched_ratio"] for row in result["hog"]}
     masks = {row["faces"]: row for row in result["masks"]}[50]
     served = max(result["served"], key=lambda row: row["ratio"])
@@ -165,13 +147,42 @@ def _goals(result: Result) -> list[list[str]]:
             sum(memory_growth.values()) < 50,
         ),
     ]
+    return with_results(rows)
+
+
+def served_table(rows: list[Result]) -> str:
+    """Return the table of `served.throughput_rows`."""
+    return table(
+        [
+            "input",
+            "faces per request",
+            "requests in flight",
+            "faces/s",
+            "p50, ms",
+            "p99, ms",
+            "py-feat faces/s",
+            "ratio",
+        ],
+        [
+            [row["input"], row["batch"], row["concurrency"]]
+            + [f"{row['faces_per_second']:.0f}"]
+            + [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms")]
+            + [f"{row['pyfeat_faces_per_second']:.0f}", f"{row['ratio']:.1f}"]
+            for row in rows
+        ],
+    )
+
+
+def with_results(rows: list[tuple[str, str, str, bool]]) -> list[list[object]]:
+    """Return the rows of a table of goals: measurement, goal, measured, reached or missed."""
     return [
         [measurement, goal, measured, "reached" if reached else "**missed**"]
         for measurement, goal, measured, reached in rows
     ]
 
 
-def _table(head: list[str], rows: list[list[object]]) -> str:
+def table(head: list[str], rows: list[list[object]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from deploy.local import LocalServer
 from deploy.local.server import DEFAULT_REPOSITORY
+from export.hog.command import export_hog
+from export.hog.settings import HogSettings
 from export.pose.command import export_pose
 from export.pose.origin import DEFAULT_CHECKPOINT
 from tests.support.face_data import CROP, photo_faces
@@ -36,7 +38,7 @@ Outputs = dict[str, np.ndarray]
 
 def main() -> int:
     """Print the table; return 1 when too many faces differ."""
-    frames, landmarks = _faces()
+    frames, landmarks = parity_faces()
     with tempfile.TemporaryDirectory() as folder:
         pyfeat = _pyfeat_outputs(frames, landmarks, Path(folder))
         served = _served_outputs(frames, landmarks, Path(folder))
@@ -55,7 +57,8 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def _faces() -> tuple[np.ndarray, np.ndarray]:
+def parity_faces() -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames and landmarks of FACES, by default of the photograph."""
     if "FACES" not in os.environ:
         frames, landmarks = photo_faces(FACES, 2026)
     else:
@@ -76,8 +79,9 @@ def _pyfeat_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> 
 
 
 def _served_outputs(frames: np.ndarray, landmarks: np.ndarray, folder: Path) -> Outputs:
-    """Serve a copy of the repository with the pose checkpoint that py-feat uses."""
+    """Serve a copy of the repository with the HOG settings and the pose checkpoint that py-feat uses."""
     repository = shutil.copytree(DEFAULT_REPOSITORY, folder / "model_repository")
+    export_hog(repository, CROP, **vars(HogSettings()))
     export_pose(repository, DEFAULT_CHECKPOINT)
     batches = []
     with LocalServer(repository) as server, FaceFeatureClient(server.grpc_url) as client:

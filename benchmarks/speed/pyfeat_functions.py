@@ -6,6 +6,7 @@ load detectors, plotting and video decoding, which the compared functions do not
 imports.
 """
 
+import functools
 import importlib.util
 import os
 import sys
@@ -22,6 +23,7 @@ def _register_module(name: str, **names: object) -> None:
     sys.modules[name] = module
 
 
+@functools.cache
 def load_functions() -> tuple[types.ModuleType, types.ModuleType]:
     """Return py-feat's modules `face_mask` and `face_pose_mlp`."""
     package = Path(importlib.util.find_spec("feat").origin).parent

@@ -29,14 +29,23 @@ class PyFeat:
         In pixels of the crops.
     device : {"cpu", "cuda"}
         Device of the computation; the faces are copied there before the timing.
+    au_checkpoint : Path, optional
+        py-feat's AU classifiers, for the calls "action_units" and "classify".
     """
 
-    def __init__(self, frames: np.ndarray, landmarks: np.ndarray, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        frames: np.ndarray,
+        landmarks: np.ndarray,
+        device: str = "cpu",
+        au_checkpoint: Path | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         faces = Path(self._folder.name) / "faces.npz"
         np.savez(faces, frames=frames, landmarks=landmarks)
+        files = [faces, DEFAULT_CHECKPOINT, *([] if au_checkpoint is None else [au_checkpoint])]
         self._process = subprocess.Popen(
-            [os.environ["PYFEAT_PYTHON"], str(WORKER), str(faces), str(DEFAULT_CHECKPOINT), device],
+            [os.environ["PYFEAT_PYTHON"], str(WORKER), device, *map(str, files)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -21,13 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.speed.pyfeat_functions import load_functions
 
 
-def main(faces_file: str, weights: str, device: str) -> None:
+def main(device: str, faces_file: str, weights: str, au_checkpoint: str | None = None) -> None:
     """Answer commands until the input ends."""
     os.environ["FEAT_POSE_MLP_PATH"] = weights
-    calls = _calls(np.load(faces_file, allow_pickle=False), device)
+    faces = np.load(faces_file, allow_pickle=False)
+    calls = _calls(faces, device)
+    limit_threads = torch.set_num_threads
+    if au_checkpoint is not None:
+        calls |= _classifier_calls(faces, au_checkpoint)
+        limit_threads = _limit_all_threads
     for line in sys.stdin:
         command = json.loads(line)
-        torch.set_num_threads(command["threads"])
+        limit_threads(command["threads"])
         seconds = []
         with torch.inference_mode():
             end = time.perf_counter() + command["seconds"]
@@ -56,6 +61,28 @@ def _calls(faces: dict[str, np.ndarray], device: str) -> dict[str, Callable[[int
         "masks": lambda n: face_mask._build_full_masks_cpu_skimage(aligned[:n], frames.shape[-1]),
         "features": features,
     }
+
+
+def _classifier_calls(faces: dict[str, np.ndarray], au_checkpoint: str) -> dict[str, Callable[[int], object]]:
+    """Return AU of crops, as `feat.detector.Detector` computes it, and AU of HOG."""
+    classifiers = importlib.import_module("benchmarks.speed.pyfeat_action_units")
+    face_mask, _ = load_functions()
+    frames, points = (torch.from_numpy(faces[name]) for name in ("frames", "landmarks"))
+    normalized = points.flatten(1) / frames.shape[-1]
+    detector = classifiers.load_detector(au_checkpoint)
+    hog, aligned = face_mask.extract_hog_features_batched(frames, normalized)
+
+    def action_units(count: int) -> None:
+        some_hog, some_aligned = face_mask.extract_hog_features_batched(frames[:count], normalized[:count])
+        detector.detect_au(some_hog, [some_aligned])
+
+    return {"action_units": action_units, "classify": lambda n: detector.detect_au(hog[:n], [aligned[:n]])}
+
+
+def _limit_all_threads(threads: int) -> None:
+    """Limit the threads of PyTorch, NumPy, scikit-learn and XGBoost."""
+    torch.set_num_threads(threads)
+    importlib.import_module("threadpoolctl").threadpool_limits(threads)
 
 
 if __name__ == "__main__":

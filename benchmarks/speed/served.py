@@ -29,12 +29,17 @@ MEMORY_BATCHES = (1, 8, 32, 64, 128)
 
 
 def throughput_rows(
-    server: LocalServer, load: PerfAnalyzer | ProjectClient, pyfeat: PyFeat, threads: int, rounds: int
+    server: LocalServer,
+    load: PerfAnalyzer | ProjectClient,
+    pyfeat: PyFeat,
+    threads: int,
+    rounds: int,
+    pyfeat_call: str = "features",
 ) -> list[Row]:
-    """Sweep batch, concurrency and frame type; each point alternates with py-feat."""
+    """Sweep batch, concurrency and frame type; each point alternates with a call of py-feat."""
     sweep = [(name, *point) for name in ("FRAMES", "FRAMES_UINT8") for point in SWEEP]
     return [
-        _throughput_row(server, load, pyfeat, threads, rounds, *point)
+        _throughput_row(server, load, pyfeat, threads, rounds, pyfeat_call, *point)
         for point in tqdm(sweep, desc="served", unit="point")
     ]
 
@@ -45,6 +50,7 @@ def _throughput_row(
     pyfeat: PyFeat,
     threads: int,
     rounds: int,
+    pyfeat_call: str,
     frames_input: str,
     batch: int,
     concurrency: int,
@@ -58,7 +64,7 @@ def _throughput_row(
     seconds = alternate(
         {
             "service": served,
-            "pyfeat": lambda: pyfeat.seconds("features", PYFEAT_FACES, threads) / PYFEAT_FACES,
+            "pyfeat": lambda: pyfeat.seconds(pyfeat_call, PYFEAT_FACES, threads) / PYFEAT_FACES,
         },
         rounds,
     )
