@@ -46,6 +46,7 @@ CONTENTS = """
 Client and command line <client/README>
 Landmarks of other layouts <docs/landmarks>
 Head pose <docs/pose>
+Action units <docs/action_units>
 docs/api
 ```
 
@@ -64,6 +65,7 @@ SECURITY
 :glob:
 How to measure <benchmarks/README>
 Speed <benchmarks/results/bench>
+Speed of action units <benchmarks/results/action_units>
 Crashes and overload <benchmarks/results/chaos>
 Memory <benchmarks/results/soak>
 GPU <benchmarks/results/gpu>
