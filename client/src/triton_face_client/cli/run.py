@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from triton_face_client.cli.action_units import served_action_units
 from triton_face_client.client import FaceFeatureClient
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.pose import subject_pose
 from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.model_config import features_model
@@ -117,6 +118,8 @@ def run(
     columns = _choose_columns(client, groups)
     job = _identify_inputs(media, landmarks) | dataclasses.asdict(cropping)
     job["columns"] = [*sorted(columns.groups), *columns.action_units]
+    if "hog" in columns.groups:
+        job["hog"] = dataclasses.asdict(HogSettings.from_parameters(client.model("hog").parameters))
     if columns.action_units:
         job["au_weights"] = client.model("action_units").parameters.get("weights_sha256", "")
     reader = FrameReader(media, table.exif_applied, table.names_one_file_at_most)
