@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Run one command; print an `ExportError` as one line and return exit status 1."""
+    """Run one command; print an error as one line and return exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m export", description="Build the ONNX models; train and evaluate the pose network."
     )
@@ -37,6 +37,9 @@ def main() -> int:
         arguments.run(arguments)
     except ExportError as error:
         print(f"export: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("export: not enough memory", file=sys.stderr)
         return 1
     return 0
 

@@ -349,6 +349,26 @@ def run_export(*options: str, **environment: str) -> "subprocess.CompletedProces
     )
 
 
+def test_lack_of_memory_is_an_error_of_one_line(tmp_path: Path):
+    """The file is sparse; the process may use less memory than it has."""
+    weights = tmp_path / "large.skops"
+    with weights.open("wb") as file:
+        file.truncate(2 << 30)
+    code = "import resource, sys; from export.__main__ import main; import export.au.command; " + (
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), -1)); sys.exit(main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "au", "--weights", weights, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "export: not enough memory\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_file_is_an_error_of_one_line(
     repository: Path,
     out: Path,
