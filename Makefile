@@ -178,6 +178,7 @@ chaos: $(BIN)/.installed-test models
 soak: $(BIN)/.installed-test models
 	$(BIN)/python -m tests.reliability soak --minutes $(SOAK_MINUTES)
 
+# --ignore-requires-python: py-feat's metadata exclude Python 3.10 (requirements-parity.txt).
 $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PYTHON) -m venv $(VENV)-parity
 	$(PARITY_BIN)/python $(PIP_INSTALL) -r requirements-parity.txt

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["float32", "float64"],
         default="float32",
-        help="of the projection that precedes trees; float64 is 10 times as slow (default: %(default)s)",
+        help="of the projection to the inputs of trees; float64 is slower (default: %(default)s)",
     )
     add_repository_argument(parser, "the model repository whose hog computes the features")
     parser.add_argument(
@@ -122,7 +122,7 @@ def _matching_hog_features(checkpoint: AuCheckpoint, repository: Path) -> int:
     """
     expected = len(next(iter(checkpoint.projections.values())).matrix)
     (configured,) = read_config(repository, "hog").output[0].dims
-    weights = checkpoint.origin.get("weights", "the checkpoint")
+    weights = checkpoint.origin["weights"]
     path = repository / "hog" / "config.pbtxt"
     pyfeat, settings = HogSettings(), configured_settings(repository)
     if configured != expected:

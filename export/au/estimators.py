@@ -4,16 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.au.attributes import describe, get_array, get_attribute, get_flag, get_number
+from export.au.class_names import ISOTONIC, LINEAR_SVC, SIGMOID, SVC
 from export.au.classifiers import Isotonic, Linear, Projection, Sigmoid
 from export.au.skops_values import SkopsObject
 from export.errors import ExportError, located
-
-SCALER = "sklearn.preprocessing._data.StandardScaler"
-PCA = "sklearn.decomposition._pca.PCA"
-LINEAR_SVC = "sklearn.svm._classes.LinearSVC"
-SVC = "sklearn.svm._classes.SVC"
-ISOTONIC = "sklearn.isotonic.IsotonicRegression"
-SIGMOID = "sklearn.calibration._SigmoidCalibration"
 
 
 def fold_projection(scaler: SkopsObject, pca: SkopsObject) -> Projection:

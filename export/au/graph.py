@@ -20,7 +20,7 @@ Speed
 Measured with ONNX Runtime 1.23, one thread, 3 x 776 components, 20 AUs of 120 trees:
 
 - The matrix product takes 0.28 ms per face of a batch of 32. For one face it takes 2 ms, the time to read the
-  50 MB of the matrix from memory; in float64 it takes 8 times as long. One product per region, or one per
+  50 MB of the matrix from memory. One product per region, or one per
   block of features, takes as long as one product for all.
 - The trees take 0.15 ms per face with one TreeEnsembleRegressor per AU and 0.25 ms with one for all, because
   the trees of one AU stay in the cache for all faces of a batch.

@@ -1,4 +1,4 @@
-"""The model repository of the AU classifiers: the models `au` and `action_units`, written as one."""
+"""Write the model repository of the AU classifiers, the models `au` and `action_units`, atomically."""
 
 import ctypes
 import dataclasses
@@ -20,7 +20,7 @@ _TEMPLATES = Path(__file__).with_name("configs")
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """What the configurations of `au` and `action_units` contain.
+    """The values that the configurations of `au` and `action_units` depend on.
 
     Attributes
     ----------

@@ -40,7 +40,7 @@ class OutputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a feature file besides those that every file has.
+    """The optional columns of a feature file.
 
     Attributes
     ----------
@@ -65,7 +65,8 @@ class Features:
     files : list of R str
         The image or video of each row.
     arrays : dict of str to ndarray of float32, shape (R, F)
-        The chosen ones of HOG, AU and POSE (as `subject_pose` returns it); NaN for a row without them.
+        HOG, AU and POSE (as `subject_pose` returns it), if their columns are chosen; NaN for a row without
+        them.
     reasons : list of R (str or None)
         Reason why a row has no HOG features and no action units.
     crop_count : int
