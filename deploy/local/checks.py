@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from deploy.local.errors import ServerError
 from export.errors import ExportError
-from export.hog.settings import HogSettings
+from export.hog.settings import PYFEAT_COMMAND, HogSettings
 
 Configs = dict[str, model_config_pb2.ModelConfig]
 """Model name -> its configuration."""
@@ -89,8 +89,7 @@ def check_hog_of_au(configs: Configs) -> None:
     if expected != returned:
         raise ServerError(
             f"au needs HOG with dims {_dims(expected)}, but hog returns {_dims(returned)}: build hog "
-            "with the settings that the AU classifiers were trained for; py-feat's need "
-            f"`python -m export hog --face-size 112 {HogSettings().as_options()}`"
+            f"with the settings that the AU classifiers were trained for; py-feat's need `{PYFEAT_COMMAND}`"
         )
     parameters = {key: value.string_value for key, value in configs[HOG_MODEL].parameters.items()}
     try:

@@ -15,7 +15,7 @@ from export.au.hub import fetch_published_classifiers
 from export.au.repository import Interface, write_au_repository
 from export.errors import ExportError
 from export.hog.configs import configured_settings
-from export.hog.settings import HogSettings
+from export.hog.settings import PYFEAT_COMMAND, HogSettings
 from export.repository import add_repository_argument, configured_face_size, read_config
 
 DEFAULT_OUT = Path("build") / "au_repository"
@@ -129,7 +129,7 @@ def _matching_hog_features(checkpoint: AuCheckpoint, repository: Path) -> int:
         raise ExportError(
             f"the classifiers in {weights} read {expected} HOG features, but {path} says {configured}. "
             "Build hog with the face size and the settings of their training; py-feat's classifiers, with "
-            f"5408 features, need `python -m export hog --face-size 112 {pyfeat.as_options()}`"
+            f"5408 features, need `{PYFEAT_COMMAND}`"
         )
     if settings != pyfeat:
         print(

@@ -114,6 +114,10 @@ class HogSettings:
         return length
 
 
+PYFEAT_COMMAND = f"python -m export hog --face-size 112 {HogSettings().as_options()}"
+"""Builds the HOG features of py-feat's AU classifiers."""
+
+
 def _whole_number(texts: Mapping[str, str], name: str) -> int:
     if not texts[name].isdecimal():
         raise ExportError(f"{name} must be a whole number, it is {texts[name]!r}")
