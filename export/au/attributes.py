@@ -7,6 +7,9 @@ from export.au.quoting import quote
 from export.au.skops_values import SkopsObject
 from export.errors import ExportError
 
+LARGEST_NUMBER = 1e30
+"""Bound of the numbers in a checkpoint: sums of their products with 30,000 features fit into float32."""
+
 
 def get_attribute(source: SkopsObject, name: str) -> object:
     """Return an attribute; raise `ExportError` if it is missing."""
@@ -41,6 +44,7 @@ def get_number(source: SkopsObject, name: str) -> float:
     )
     if number.dtype.kind not in "iuf" or number.size != 1 or not np.isfinite(number).all():
         raise ExportError(f"{name} is {describe(value)}, not a finite number")
+    _check_range(name, number)
     return float(number.item())
 
 
@@ -55,7 +59,18 @@ def get_array(source: SkopsObject, name: str, dimensions: int) -> NDArray[np.flo
         raise ExportError(f"{name} is empty")
     if not np.isfinite(value).all():
         raise ExportError(f"{name} has values that are not finite")
+    _check_range(name, value)
     return value.astype(np.float64)
+
+
+def _check_range(name: str, value: NDArray[np.generic]) -> None:
+    if not is_in_range(value.astype(np.float64)):
+        raise ExportError(f"{name} has numbers beyond {LARGEST_NUMBER:g}, which do not fit the computation")
+
+
+def is_in_range(values: NDArray[np.float64]) -> bool:
+    """Return whether all values are finite and at most `LARGEST_NUMBER` from 0."""
+    return bool((np.abs(values) <= LARGEST_NUMBER).all())
 
 
 def describe(value: object) -> str:

@@ -6,7 +6,9 @@ text, older releases in a binary format. The fields are those of
 https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html, with these differences between releases:
 
 - Numbers of the parameters are strings. `base_score` is ``"5E-1"``, from 3.1 on ``"[5E-1]"``.
-- `base_score` is a probability for binary:logistic and a margin for binary:hinge.
+- `base_score` is a probability for binary:logistic and a margin for binary:hinge. XGBoost 3.2 keeps a
+  probability `BASE_SCORE_BOUND` away from 0 and 1, and writes 0 if no example of the training was positive;
+  older releases do neither.
 - `split_conditions` has the threshold of a split and the output of a leaf.
 - `iteration_indptr` and `num_parallel_tree` are missing in old models; XGBoost then assumes one tree for each
   iteration.
@@ -24,6 +26,11 @@ from export.au.ubjson import decode_ubjson
 from export.errors import ExportError, located
 
 OBJECTIVES: tuple[Objective, ...] = ("binary:logistic", "binary:hinge")
+
+BASE_SCORE_BOUND = np.float32(1e-6)
+
+MAX_TREE_DEPTH = 1_000
+"""ONNX Runtime loads trees by recursion, which overflows the stack for some 10,000 levels."""
 
 Json = dict[str, object]
 
@@ -137,12 +144,13 @@ def _parse_base_margin(parameters: Json, objective: Objective) -> float:
     score = _parse_base_score(text)
     if objective == "binary:hinge" and np.isfinite(score):
         return float(score)
-    if objective == "binary:logistic" and 0 < score < 1:
+    if objective == "binary:logistic" and 0 <= score <= 1:
+        bounded = np.clip(score, BASE_SCORE_BOUND, np.float32(1) - BASE_SCORE_BOUND)
         # XGBoost takes the logarithm in float32. NumPy's in float32 is less exact than the C library's.
-        return float(np.float32(-np.log(np.float64(np.float32(1) / score - np.float32(1)))))
+        return float(np.float32(-np.log(np.float64(np.float32(1) / bounded - np.float32(1)))))
     raise ExportError(
         f"base_score is {quote(text)}; {objective} needs "
-        + ("a finite number" if objective == "binary:hinge" else "a number between 0 and 1")
+        + ("a finite number" if objective == "binary:hinge" else "a number from 0 to 1")
     )
 
 
@@ -218,9 +226,10 @@ def _find_reached_nodes(left: NDArray[np.int64], right: NDArray[np.int64]) -> ND
             + ("the root" if shared == 0 else "of another node")
             + ": the nodes form no tree"
         )
-    ancestor = np.arange(nodes)
-    ancestor[children] = np.tile(splits, 2)
+    ancestor, depth = np.arange(nodes), np.zeros(nodes, np.int64)
+    ancestor[children], depth[children] = np.tile(splits, 2), 1
     for _ in range(nodes.bit_length()):
+        depth += depth[ancestor]
         ancestor = ancestor[ancestor]
     circular = splits[ancestor[splits] != 0]
     if circular.size:
@@ -228,6 +237,9 @@ def _find_reached_nodes(left: NDArray[np.int64], right: NDArray[np.int64]) -> ND
             f"node {circular[0]} is in a circle or unreachable from the root: the nodes form no tree"
         )
     reached: NDArray[np.bool_] = ancestor == 0
+    deepest = int(depth[reached].max())
+    if deepest > MAX_TREE_DEPTH:
+        raise ExportError(f"it has {deepest:,} levels of splits, more than {MAX_TREE_DEPTH:,}")
     return reached
 
 

@@ -27,6 +27,12 @@ from export.errors import ExportError, located
 ACTION_UNITS = tuple("1 2 4 5 6 7 9 10 11 12 14 15 17 20 23 24 25 26 28 43".split())  # noqa: SIM905
 """Numbers of the AUs that py-feat knows, in the order of its columns."""
 
+MAX_TREES, MAX_NODES = 100_000, 3_000_000
+"""Bounds of all trees together, which limit an export to half a minute and 3 GB of memory.
+
+The published checkpoint has 2,400 trees with 600,000 nodes.
+"""
+
 _REGIONS: tuple[Region, ...] = ("upper", "lower", "full")
 
 _AUS_OF_REGIONS: dict[str, dict[Region, set[str]]] = {
@@ -97,7 +103,19 @@ def _parse_units(
                 )
             calibrator = parse_calibrator(calibrators[number]) if number in calibrators else None
         units.append(ActionUnit(f"AU{number:0>2}", region, classifier, calibrator))
+        _check_size(units)
     return tuple(units)
+
+
+def _check_size(units: list[ActionUnit]) -> None:
+    forests = [unit.classifier for unit in units if isinstance(unit.classifier, Trees)]
+    trees = sum(len(forest.roots) for forest in forests)
+    nodes = sum(len(forest.feature) for forest in forests)
+    if trees > MAX_TREES or nodes > MAX_NODES:
+        raise ExportError(
+            f"{units[0].name} to {units[-1].name} have {trees:,} trees with {nodes:,} nodes; the bounds are "
+            f"{MAX_TREES:,} and {MAX_NODES:,}"
+        )
 
 
 def _get_by_unit(root: SkopsObject, name: str) -> dict[str, object]:

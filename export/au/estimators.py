@@ -3,11 +3,22 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from export.au.attributes import describe, get_array, get_attribute, get_flag, get_number
+from export.au.attributes import (
+    LARGEST_NUMBER,
+    describe,
+    get_array,
+    get_attribute,
+    get_flag,
+    get_number,
+    is_in_range,
+)
 from export.au.class_names import ISOTONIC, LINEAR_SVC, SIGMOID, SVC
 from export.au.classifiers import Isotonic, Linear, Projection, Sigmoid
 from export.au.skops_values import SkopsObject
 from export.errors import ExportError, located
+
+MAX_THRESHOLDS = 100_000
+"""Bound of an isotonic calibrator. The graph counts the pieces of all calibrators in float32, up to 2**24."""
 
 
 def fold_projection(scaler: SkopsObject, pca: SkopsObject) -> Projection:
@@ -34,8 +45,10 @@ def fold_projection(scaler: SkopsObject, pca: SkopsObject) -> Projection:
     with np.errstate(over="ignore", invalid="ignore"):
         matrix = (components / scale).T / _whitening(pca, len(components))
         offset = -(mean + centre * scale) @ matrix
-    if not (np.isfinite(matrix).all() and np.isfinite(offset).all()):
-        raise ExportError("the product of StandardScaler and PCA is not finite")
+    if not (is_in_range(matrix) and is_in_range(offset)):
+        raise ExportError(
+            f"the product of StandardScaler and PCA is not finite or has numbers beyond {LARGEST_NUMBER:g}"
+        )
     return Projection(np.ascontiguousarray(matrix), offset)
 
 
@@ -79,14 +92,16 @@ def parse_linear(source: SkopsObject) -> Linear:
             raise ExportError(
                 f"dual_coef_ has shape {list(dual.shape)}, but there are {len(vectors)} support vectors"
             )
-        with np.errstate(over="ignore", invalid="ignore"):
-            weights = dual @ vectors
+        weights = dual @ vectors
     else:
         raise ExportError(
             f"the classifier is {source.class_name}; an svm checkpoint has {LINEAR_SVC} or {SVC}"
         )
-    if len(weights) != 1 or not np.isfinite(weights).all():
-        raise ExportError(f"the weights, of shape {list(weights.shape)}, must be one row of finite numbers")
+    if len(weights) != 1 or not is_in_range(weights):
+        raise ExportError(
+            f"the weights, of shape {list(weights.shape)}, must be one row of numbers up to "
+            f"{LARGEST_NUMBER:g}"
+        )
     return Linear(weights[0], get_number(source, "intercept_"))
 
 
@@ -123,6 +138,8 @@ def _parse_isotonic(source: SkopsObject) -> Isotonic:
     the last bit of a probability, because the lowest and the highest of the training recur.
     """
     x = get_array(source, "X_thresholds_", dimensions=1)
+    if len(x) > MAX_THRESHOLDS:
+        raise ExportError(f"X_thresholds_ has {len(x):,} values, more than {MAX_THRESHOLDS:,}")
     y = _get_feature_values(source, "y_thresholds_", len(x))
     if np.any(np.diff(x) <= 0):
         raise ExportError("X_thresholds_ does not increase strictly")

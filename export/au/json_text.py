@@ -1,5 +1,6 @@
 """Decoder of JSON text from a file of unknown origin."""
 
+import collections
 import json
 
 from export.au.quoting import quote
@@ -27,7 +28,7 @@ def decode_json(data: bytes | str) -> object:
 def _as_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ExportError(f"invalid JSON: the key {quote(twice)} occurs twice")
     return values

@@ -16,6 +16,9 @@ _MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000
 """NumPy writes 128 bytes for an array of numbers."""
 
+MAX_ARRAY_BYTES = 1 << 40
+"""Larger than each member of an archive, smaller than the largest array of NumPy."""
+
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
 """Size of the header's length by format version."""
 
@@ -42,6 +45,9 @@ def decode_npy(data: bytes) -> NDArray[np.generic]:
         raise ExportError(f"the header {quote(header)} does not describe an array of numbers")
     dtype = np.dtype(match["dtype"])
     shape = tuple(int(length) for length in re.findall(r"\d+", match["shape"]))
+    # NumPy limits the product of the other lengths even if one length is 0.
+    if math.prod(max(length, 1) for length in shape) * dtype.itemsize > MAX_ARRAY_BYTES:
+        raise ExportError(f"the shape {list(shape)} exceeds {MAX_ARRAY_BYTES:,} bytes")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(values):
         raise ExportError(f"the header describes {expected:,} bytes of numbers, the file has {len(values):,}")

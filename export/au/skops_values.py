@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.au.class_names import OBJECT_CLASSES
 from export.au.json_text import decode_json
 from export.au.npy import decode_npy
-from export.au.quoting import quote
+from export.au.quoting import quote, quote_name
 from export.au.skops_archive import SkopsArchive
 from export.errors import ExportError, located
 
@@ -137,7 +137,7 @@ class _SchemaReader:
         return {key: self._read_item(key, item) for key, item in _get_dict(node, "content").items()}
 
     def _read_item(self, key: str, item: object) -> object:
-        with located(key):
+        with located(quote_name(key)):
             return self.read(item)
 
     def _read_list(self, node: Node) -> list[object]:
@@ -156,7 +156,7 @@ class _SchemaReader:
         if node.get("type") == "json":
             return self._read_names(node)
         name = _get_file(node)
-        with located(name):
+        with located(quote_name(name)):
             return decode_npy(self._archive.read(name))
 
     def _read_names(self, node: Node) -> list[object]:
@@ -185,7 +185,7 @@ class _SchemaReader:
 def _class_name(node: Node) -> str:
     module, name = node.get("__module__"), node.get("__class__")
     if isinstance(module, str) and isinstance(name, str):
-        return f"{module}.{name}"[:200]
+        return quote_name(f"{module}.{name}")
     return f"{quote(module)}.{quote(name)}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.au.booster import parse_booster
+from export.au.booster import MAX_TREE_DEPTH, parse_booster
 from export.au.ubjson import decode_ubjson
 from export.errors import ExportError
 from tests.support.edited_checkpoint import EditedCheckpoint
@@ -52,6 +52,22 @@ def test_thresholds_and_leaves_keep_their_bits():
     assert trees.value.tobytes() == expected.astype(np.float32).tobytes()
     # The two releases trained the same trees.
     assert parse_booster(booster_bytes("1.5.2"))[0].value.tobytes() == trees.value.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "margin"),
+    [
+        ("1E-7", -13.81551),
+        ("[0E0]", -13.81551),
+        ("1E-6", -13.81551),
+        ("[1E0]", 13.74516),
+        ("9.999999E-1", 13.74516),
+    ],
+)
+def test_base_score_close_to_0_and_1_is_bounded_as_by_xgboost_3_2(snapshot: Json, text: str, margin: float):
+    """The margins are those of XGBoost 3.2.0 with `output_margin=True` and trees of one leaf of 0."""
+    learner(snapshot)["learner_model_param"]["base_score"] = text
+    assert parse(snapshot)[0].base_margin == pytest.approx(margin, rel=1e-6)
 
 
 @pytest.mark.parametrize("text", ["2.5E-1", "[2.5E-1]", "0.25"])
@@ -147,8 +163,8 @@ UNSUITABLE: dict[str, tuple[Callable[[Json], object], str]] = {
     "targets": (_set_parameter("num_target", "2"), "2 targets"),
     "inputs": (_set_parameter("num_feature", 139), "num_feature must be a number in a string, it is 139"),
     "huge number": (_set_parameter("num_feature", "9" * 5000), "num_feature must be"),
-    "base score 0": (_set_parameter("base_score", "0E0"), "base_score is '0E0'"),
-    "base score 1": (_set_parameter("base_score", "[1E0]"), "needs a number between 0 and 1"),
+    "base score below 0": (_set_parameter("base_score", "-1E-7"), "base_score is '-1E-7'"),
+    "base score above 1": (_set_parameter("base_score", "[1.5E0]"), "needs a number from 0 to 1"),
     "base score NaN": (_set_parameter("base_score", "nan"), "base_score is 'nan'"),
     "base scores": (_set_parameter("base_score", "[1E-1,2E-1]"), "base_score is"),
     "base score inf": (_set_parameter("base_score", "1E999"), "base_score is"),
@@ -198,8 +214,8 @@ def test_a_booster_that_is_no_model_is_refused():
         parse_booster(b"{}")
 
 
-def test_a_chain_of_many_splits_is_parsed_without_recursion(snapshot: Json):
-    splits = 50_000
+def _chain(snapshot: Json, splits: int) -> None:
+    """Replace a tree by one whose splits follow each other."""
     size = 2 * splits + 1
     left = [node + 1 if node % 2 == 0 and node < size - 1 else -1 for node in range(size)]
     right = [node + 2 if node % 2 == 0 and node < size - 1 else -1 for node in range(size)]
@@ -211,4 +227,13 @@ def test_a_chain_of_many_splits_is_parsed_without_recursion(snapshot: Json):
         split_type=[0] * size,
         tree_param={"num_nodes": str(size)},
     )
-    assert parse(snapshot)[0].feature.size > size
+
+
+def test_depth_of_trees_is_bounded(snapshot: Json):
+    """ONNX Runtime crashes while it loads a tree of 50,000 levels."""
+    _chain(snapshot, MAX_TREE_DEPTH)
+    assert parse(snapshot)[0].feature.size > 2 * MAX_TREE_DEPTH
+    for splits in (MAX_TREE_DEPTH + 1, 50_000):
+        _chain(snapshot, splits)
+        with pytest.raises(ExportError, match=f"tree 2: it has {splits:,} levels of splits, more than 1,000"):
+            parse(snapshot)

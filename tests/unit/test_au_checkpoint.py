@@ -239,6 +239,18 @@ UNSUITABLE_XGB = {
         _typed("pca_model_full", __class__="IncrementalPCA"),
         "_pca.IncrementalPCA is not supported",
     ),
+    "class of two lines": (
+        _typed("pca_model_full", __class__="P\nCA\x1b[31m"),
+        r"_pca.P\\nCA\\x1b\[31m' is not",
+    ),
+    "attribute of two lines": (
+        lambda edited: edited.replace("a\nb" * 99, node=json_node([])),
+        r"schema.json: 'a\\nba\\nb.*: a JsonNode holds",
+    ),
+    "member of two lines": (
+        _typed("scaler_upper", "mean_", file="a\nb"),
+        r"mean_: 'a\\nb': the archive lacks",
+    ),
     "other object": (_typed(__module__="sklearn.svm._classes", __class__="SVC"), "not py-feat's"),
     "unknown loader": (_typed("scaler_lower", __loader__="TreeNode"), "TreeNode"),
     "loader is a list": (_typed("scaler_lower", __loader__=[]), "not supported"),
@@ -315,6 +327,12 @@ UNSUITABLE_XGB = {
     "falling thresholds": (_calibrator(X_thresholds_=[0.9, 0.1]), "does not increase"),
     "calibrator's length": (_calibrator(y_thresholds_=[0.1]), "y_thresholds_ of .* has 1 values, not 2"),
     "calibrator's range": (_calibrator(X_max_=0.8), "X_min_ and X_max_"),
+    "huge components": (_scaled("pca_model_full", "components_", factor=1e39), "has numbers beyond 1e\\+30"),
+    "huge calibrator": (_calibrator(y_thresholds_=[0.0, 1e39]), "y_thresholds_ has numbers beyond"),
+    "long calibrator": (
+        _calibrator(X_thresholds_=np.linspace(0.1, 0.9, 100_001).tolist()),
+        "X_thresholds_ has 100,001 values, more than 100,000",
+    ),
     "calibrator is NaN": (_calibrator(y_thresholds_=[np.nan, 1.0]), "not finite"),
 }
 
@@ -378,4 +396,13 @@ def check_refused(source: Path, edit: Callable[[EditedCheckpoint], None], messag
     with pytest.raises(ExportError, match=message) as raised:
         load_au_checkpoint(path)
     assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 700
+
+
+@pytest.mark.parametrize("bound", ["MAX_TREES", "MAX_NODES"])
+def test_number_of_trees_and_nodes_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str):
+    """The three AUs have 4 trees each; the bounds apply to their sum."""
+    monkeypatch.setattr(f"export.au.checkpoint.{bound}", 11)
+    with pytest.raises(ExportError, match=r"AU01 to AU\d\d have \d+ trees with \d+ nodes; the bounds are"):
+        load_au_checkpoint(OLD_XGB)
