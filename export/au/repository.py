@@ -28,7 +28,7 @@ class Interface:
         Names of the columns of AU.
     hog_features : int
     hog_options : str
-        Options of `python -m export hog` that select the settings of `hog`.
+        Options of `python -m export hog` that select the face size and the settings of `hog`.
     face_size : int
         Side of the aligned face in pixels, the size of MASK.
     weights_sha256 : str

@@ -114,7 +114,10 @@ class HogSettings:
         return length
 
 
-PYFEAT_COMMAND = f"python -m export hog --face-size 112 {HogSettings().as_options()}"
+PYFEAT_OPTIONS = f"--face-size 112 {HogSettings().as_options()}"
+"""Face size and settings with which py-feat trains AU classifiers, as options of `python -m export hog`."""
+
+PYFEAT_COMMAND = f"python -m export hog {PYFEAT_OPTIONS}"
 """Builds the HOG features of py-feat's AU classifiers."""
 
 
