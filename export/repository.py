@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +38,29 @@ def add_repository_argument(
         metavar="DIR",
         help=f"{summary} (default: %(default)s)",
     )
+
+
+@contextlib.contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Hold the lock of a model repository: two commands that change the same files run one after the other.
+
+    Raises
+    ------
+    ExportError
+        If the folder cannot be read.
+    """
+    try:
+        folder = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ExportError(
+            f"cannot read {repository}: {error.strerror}. --repository must name a folder like "
+            "model_repository/"
+        ) from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def read_config(repository: Path, model_name: str) -> model_config_pb2.ModelConfig:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def export_au(
         If the classifiers read another number of features than `hog` computes, the check fails or a file
         cannot be written. `out` is then unchanged.
     """
+    if Path(os.path.realpath(repository)) in Path(os.path.realpath(out)).parents:
+        raise ExportError(
+            f"{out} is inside {repository}, where Triton would take it for a model: name another folder with "
+            "--out"
+        )
     hog_features = _matching_hog_features(checkpoint, repository)
     face_size = configured_face_size(repository)
     model = build_au_graph(checkpoint, hog_features, precision)

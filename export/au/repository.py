@@ -64,8 +64,8 @@ def write_au_repository(folder: Path, model: onnx.ModelProto, interface: Interfa
     ExportError
         If the folder holds anything else, or a file cannot be written. The folder is then unchanged.
     """
-    folder = folder.resolve()
-    _check_replaceable(folder)
+    # Path.resolve raises no OSError for a circle of links.
+    folder = Path(os.path.realpath(folder))
     values = dataclasses.asdict(interface) | {
         "unit_count": len(interface.unit_names),
         "unit_names": ",".join(interface.unit_names),
@@ -76,6 +76,7 @@ def write_au_repository(folder: Path, model: onnx.ModelProto, interface: Interfa
     }
     temporary = None
     try:
+        _check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         built = temporary / "repository"

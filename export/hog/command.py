@@ -15,7 +15,7 @@ from export.hog.configs import configured_settings, outdated_configs
 from export.hog.graph import build_hog_graph
 from export.hog.settings import NORMS, HogSettings
 from export.onnx_session import run_on_cpu
-from export.repository import add_repository_argument, configured_face_size, store_model
+from export.repository import add_repository_argument, configured_face_size, locked, store_model
 
 TOLERANCE = 1e-5
 """Largest accepted difference of a feature; features are in [0, 1]."""
@@ -77,6 +77,11 @@ def export_hog(repository: Path, face_size: int | None = None, **changes: Any) -
         If a setting is invalid or needs a larger face, the check fails, or nothing is to be changed and the
         configurations disagree. An error leaves all files unchanged.
     """
+    with locked(repository):
+        return _export_hog(repository, face_size, changes)
+
+
+def _export_hog(repository: Path, face_size: int | None, changes: dict[str, Any]) -> tuple[Path, float]:
     settings = dataclasses.replace(configured_settings(repository), **changes)
     size = configured_face_size(repository) if face_size is None else face_size
     configs = outdated_configs(repository, size, settings)

@@ -10,6 +10,9 @@ NORMS = ("L1", "L1-sqrt", "L2", "L2-Hys")
 MAX_ORIENTATIONS = 45
 """From 58 on, py-feat's float32 rounding puts some exactly vertical gradients into the neighbouring bin."""
 
+MAX_FACE_SIZE = 1_500
+"""Limit in pixels: the masked faces of a request of 128 faces then have 3.5 GB."""
+
 MAX_FEATURES = 1_000_000
 """Limit per face: a request of 128 faces then has 512 MB of features."""
 
@@ -94,10 +97,13 @@ class HogSettings:
         Raises
         ------
         ExportError
-            If the face is smaller than a block or 2 pixels, or has more than `MAX_FEATURES` features.
+            If the face is smaller than a block or 2 pixels or larger than `MAX_FACE_SIZE`, or has more than
+            `MAX_FEATURES` features.
         """
         if face_size < 2:
             raise ExportError(f"the face size must be at least 2 pixels, for gradients, it is {face_size}")
+        if face_size > MAX_FACE_SIZE:
+            raise ExportError(f"the face size must be at most {MAX_FACE_SIZE} pixels, it is {face_size}")
         smallest = self.pixels_per_cell * self.cells_per_block
         if face_size < smallest:
             raise ExportError(

@@ -18,10 +18,12 @@ from export.errors import ExportError
 from export.hog.command import export_hog
 from export.hog.configs import configured_settings, outdated_configs
 from export.hog.settings import HogSettings
+from tests.client.test_cli import start_long_run
 from tests.support import oracles
 from tests.support.face_data import photo_faces
 from tests.support.film_files import write_film, write_table
 from triton_face_client import FaceFeatureClient, pyfeat
+from triton_face_client.cli import main
 from triton_face_client.cli.plot import plot
 
 FACE_SIZE = 96
@@ -106,6 +108,26 @@ def assert_compares_the_layer(client: FaceFeatureClient, frames: np.ndarray, lan
         pyfeat.extract_hog_features(frames, normalized, SimpleNamespace(**layer), client=client)
 
 
+def test_run_resumes_only_parts_with_the_same_hog_settings(
+    server: LocalServer, repository_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The other settings give as many features."""
+    export_hog(repository_copy, block_norm="L1")
+    film, out = tmp_path / "film", tmp_path / "out.parquet"
+    film.mkdir()
+    points = write_film(film)
+    frame = np.sort(np.arange(1100) % len(points))
+    np.savez(film / "long.npz", landmarks=points[frame], frame=frame)
+    process = start_long_run(server, film, out)
+    process.kill()
+    process.communicate()
+    arguments = ["run", str(film / "film.avi"), "--landmarks", str(film / "long.npz"), "--out", str(out)]
+    with LocalServer(repository_copy) as other:
+        assert main([*arguments, "--url", other.grpc_url]) == 3
+    assert "unfinished run of other files, columns or settings" in capsys.readouterr().err
+    assert main([*arguments, "--url", server.grpc_url]) == 0
+
+
 def changed_files(repository: Path, before: dict[Path, bytes]) -> set[str]:
     return {
         path.relative_to(repository).as_posix() for path, old in before.items() if path.read_bytes() != old
@@ -160,6 +182,7 @@ def run_export(repository: Path, options: str) -> None:
         ({"cells_per_block": -1}, "cells_per_block must be at least 1, it is -1"),
         ({"block_norm": "l2"}, "block_norm must be one of L1, L1-sqrt, L2, L2-Hys, it is 'l2'"),
         ({"pixels_per_cell": 57}, "at least 114 pixels, it is 112: a block has 2 cells a side, a cell 57"),
+        ({"pixels_per_cell": 9000, "face_size": 18000}, "must be at most 1500 pixels, it is 18000"),
         ({"pixels_per_cell": 1, "cells_per_block": 20}, "27676800 features, more than 1000000"),
     ],
 )
@@ -255,6 +278,25 @@ def test_error_after_some_files_were_replaced_restores_them(
     with pytest.raises((ExportError, KeyboardInterrupt)):
         export_hog(repository_copy, FACE_SIZE)
     assert contents(repository_copy) == before
+
+
+def test_concurrent_exports_change_all_files_one_after_the_other(repository_copy: Path):
+    """Each command changes one setting and keeps the others, in any order."""
+    options = ("--orientations 6", "--face-size 96", "--norm L1", "--cell 4")
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-m", "export", "hog", "--repository", repository_copy, *text.split()],
+            stdout=subprocess.DEVNULL,
+        )
+        for text in options
+    ]
+    assert [command.wait(60) for command in commands] == [0] * len(options)
+    settings = HogSettings(orientations=6, pixels_per_cell=4, block_norm="L1")
+    assert configured_settings(repository_copy) == settings
+    assert outdated_configs(repository_copy, 96, settings) == {}
+    model = onnx.load(repository_copy / "hog" / "1" / "model.onnx")
+    stored = {item.key: item.value for item in model.metadata_props}
+    assert (settings.as_parameters() | {"face_size": "96"}).items() <= stored.items()
 
 
 def test_temporary_file_of_a_killed_export_is_ignored(repository_copy: Path):

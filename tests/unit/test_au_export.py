@@ -235,6 +235,21 @@ def test_refuses_a_file_as_folder(repository: Path, out: Path):
         export_au(random_xgb(1), repository, out)
 
 
+def test_refuses_a_folder_inside_the_model_repository(repository: Path):
+    with pytest.raises(ExportError, match="is inside .*, where Triton would take it for a model"):
+        export_au(random_xgb(seed=1), repository, repository / "au_repository")
+    assert not (repository / "au_repository").exists()
+
+
+def test_unusable_names_of_the_folder_are_errors_of_one_line(repository: Path, tmp_path: Path):
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for folder in (circle, tmp_path / ("x" * 300)):
+        with pytest.raises(ExportError, match="cannot write "):
+            export_au(random_xgb(seed=1), repository, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
+
+
 def test_replaces_the_target_of_a_link(repository: Path, out: Path, tmp_path: Path):
     target = tmp_path / "elsewhere"
     export_au(random_svm(2), repository, target)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from triton_face_client.cli.action_units import check_checkpoints, served_action_units, served_checkpoint
 from triton_face_client.client import FaceFeatureClient
+from triton_face_client.hog_settings import HogSettings
 from triton_face_client.pose import subject_pose
 from triton_face_client.requests.answers import Answers
 from triton_face_client.requests.model_config import features_model
@@ -121,6 +122,8 @@ def run(
     columns = _choose_columns(client, groups)
     job = _identify_inputs(media, landmarks) | dataclasses.asdict(cropping)
     job["columns"] = [*sorted(columns.groups), *columns.action_units]
+    if "hog" in columns.groups:
+        job["hog"] = dataclasses.asdict(HogSettings.from_parameters(client.model("hog").parameters))
     if columns.action_units:
         servers = servers or (client,)
         job["au_weights"] = served_checkpoint(servers[0])
