@@ -104,7 +104,8 @@ def random_svm(
 
 def random_origin(seed: int) -> dict[str, str]:
     """Return the metadata that a reader of checkpoint files would add."""
-    return {"weights": f"random_{seed}.skops", "weights_sha256": hashlib.sha256(str(seed).encode()).hexdigest()}
+    sha256 = hashlib.sha256(str(seed).encode()).hexdigest()
+    return {"weights": f"random_{seed}.skops", "weights_sha256": sha256}
 
 
 def random_projections(generator: np.random.Generator, sizes: Sizes) -> dict[Region, Projection]:
