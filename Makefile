@@ -19,7 +19,7 @@
 # make docs     build a site of all pages and the client's API in build/site/index.html; needs Python 3.11 or newer
 # make gpu-check  on a machine with a GPU: parity, CUDA memory, speed; GPU_OPTIONS="--quick" (benchmarks/README.md)
 # make bench    compare the speed with py-feat, in the same environment; PERF_ANALYZER=FILE, AU_WEIGHTS=FILE.skops
-# make bench-au the second half of make bench, the action units
+# make bench-au the action units of make bench alone
 #
 # PYTHON=python3.11 selects another Python, VENV=DIR another folder for the virtual environment.
 
@@ -178,6 +178,7 @@ chaos: $(BIN)/.installed-test models
 soak: $(BIN)/.installed-test models
 	$(BIN)/python -m tests.reliability soak --minutes $(SOAK_MINUTES)
 
+# --ignore-requires-python: py-feat's metadata exclude Python 3.10 (requirements-parity.txt).
 $(PARITY_BIN)/.installed: requirements-parity.txt
 	$(PYTHON) -m venv $(VENV)-parity
 	$(PARITY_BIN)/python $(PIP_INSTALL) -r requirements-parity.txt

@@ -1,10 +1,14 @@
 """`python -m benchmarks.au_landmarks FACES.npz`: how far AU moves when the landmarks change.
 
-`landmark_map.py --crops` writes FACES.npz. The table compares AU of each face with AU of the same face with
+FACES.npz has `frames` ``[N, 3, S, S]``, `landmarks` ``[N, 68, 2]`` in pixels of the frames and, optionally,
+`mapped_landmarks`, those of another landmarker. `landmark_map.py --crops` writes such a file with MediaPipe's
+points. The table compares AU of each face with AU of the same face with
 changed landmarks, for the synthetic checkpoints of `make parity` or for AU_WEIGHTS=FILE.skops. It describes
 only these checkpoints.
 """
 
+import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -23,10 +27,23 @@ DRAWS = 5
 """Random changes of each face."""
 
 
-def main(faces_file: str) -> None:
-    """Print the table."""
-    faces = np.load(faces_file)
-    changes = _changes(faces["landmarks"], faces["mapped_landmarks"])
+def main() -> int:
+    """Print the table; return 1 with one line of error when the environment is incomplete."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.au_landmarks", description=__doc__)
+    parser.add_argument("faces", type=Path, metavar="FACES.npz")
+    arguments = parser.parse_args()
+    if not {"AU_WEIGHTS", "PYFEAT_PYTHON"} & set(os.environ):
+        print(
+            "au_landmarks: set AU_WEIGHTS=FILE.skops, or PYFEAT_PYTHON=.venv-parity/bin/python for the "
+            "synthetic checkpoints of `make parity`",
+            file=sys.stderr,
+        )
+        return 1
+    with np.load(arguments.faces) as file:
+        faces = dict(file)
+    changes = _changes(faces["landmarks"])
+    if "mapped_landmarks" in faces:
+        changes["the points of the other landmarker"] = [faces["mapped_landmarks"]]
     columns = {name: _moved_fractions(path, faces, changes) for name, path in selected_checkpoints().items()}
     print(f"{len(faces['frames'])} faces: AU values that move by more than {MOVED:g}\n")
     rows = [
@@ -34,9 +51,10 @@ def main(faces_file: str) -> None:
         for change in changes
     ]
     print(table(["change of the landmarks", *columns], rows))
+    return 0
 
 
-def _changes(landmarks: np.ndarray, mapped: np.ndarray) -> dict[str, list[np.ndarray]]:
+def _changes(landmarks: np.ndarray) -> dict[str, list[np.ndarray]]:
     """Return the changed landmarks, float32 ``[N, 68, 2]``, of each draw of each change."""
     generator = np.random.default_rng(1)
 
@@ -52,7 +70,7 @@ def _changes(landmarks: np.ndarray, mapped: np.ndarray) -> dict[str, list[np.nda
         kind.format(pixels): [(landmarks + draw(pixels)).astype(np.float32) for _ in range(DRAWS)]
         for kind, draw in kinds.items()
         for pixels in PIXELS
-    } | {"MediaPipe's points instead of dlib's": [mapped]}
+    }
 
 
 def _moved_fractions(
@@ -77,4 +95,4 @@ def _moved_fractions(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main())

@@ -63,7 +63,7 @@ def find_problems(folder: Path) -> list[str]:
 def main(folder: Path) -> int:
     """Print the problems of the site in `folder`. Return the exit status: 1 if there are any, else 0."""
     problems = find_problems(folder)
-    print("\n".join(problems) or f"{folder}: all links have a target")
+    print("\n".join(problems) or f"{folder}/index.html: all links have a target")
     return int(bool(problems))
 
 

@@ -1,5 +1,7 @@
 """Download of checkpoints from the Hugging Face hub."""
 
+import contextlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +28,6 @@ def download(repository: str, names: Sequence[str], alternative: str) -> list[Pa
         If huggingface_hub is not installed, or the hub is unreachable.
     """
     try:
-        import httpx
         import huggingface_hub
     except ImportError as error:
         raise ExportError(
@@ -36,12 +37,20 @@ def download(repository: str, names: Sequence[str], alternative: str) -> list[Pa
         return [Path(huggingface_hub.hf_hub_download(repository, name)) for name in names]
     except huggingface_hub.errors.RemoteEntryNotFoundError as error:
         raise MissingFileError(_message(repository, error, alternative)) from error
-    except (OSError, httpx.HTTPError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, _connection_error(), huggingface_hub.errors.HfHubHTTPError) as error:
         raise ExportError(_message(repository, error, alternative)) from error
 
 
 class MissingFileError(ExportError):
     """The hub has no such file."""
+
+
+def _connection_error() -> type[Exception]:
+    """Return the base class of the connection errors of huggingface_hub: httpx, from version 2 on httpx2."""
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name).HTTPError
+    return OSError
 
 
 def _message(repository: str, error: Exception, alternative: str) -> str:

@@ -18,15 +18,13 @@ from benchmarks.speed.alternating import alternate, median_ratio, timed
 from benchmarks.speed.au_checkpoints import PUBLISHED, export_checkpoint, synthetic_checkpoint
 from benchmarks.speed.au_page import write_page
 from benchmarks.speed.in_process import Row
-from benchmarks.speed.input_data import as_uint8
 from benchmarks.speed.load import ProjectClient
 from benchmarks.speed.local_pipeline import LocalPipeline
 from benchmarks.speed.pyfeat_process import PyFeat
-from benchmarks.speed.served import LOAD_SECONDS, throughput_rows
+from benchmarks.speed.served import LOAD_SECONDS, one_face, throughput_rows
 from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from tests.support.machine import machine
-from triton_face_client import FaceFeatureClient
 
 RESULTS = Path(__file__).parents[1] / "results"
 FACES = 50
@@ -93,7 +91,9 @@ def _measure(rounds: int) -> dict[str, object]:
                 load = ProjectClient(outputs=("AU",))
                 rows = throughput_rows(server, load, pyfeat, PYFEAT_THREADS, served_rounds, "action_units")
                 result["served"] = rows
-                result["one_face"] = one_face(server, pyfeat, frames, landmarks, rounds)
+                result["one_face"] = one_face(
+                    server, pyfeat, frames, landmarks, rounds, ["AU"], "action_units"
+                )
                 best = max(rows, key=lambda row: row["faces_per_second"])
                 result["outputs"] = output_rows(server, best, served_rounds)
     return result
@@ -122,24 +122,6 @@ def in_process_rows(
         row["classify_ratio"] = median_ratio(seconds["pyfeat_classify"], seconds["service_classify"])
         rows.append(row)
     return rows
-
-
-def one_face(
-    server: LocalServer, pyfeat: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
-) -> Row:
-    """Time one face per request against one face per call of py-feat with 1 and 2 threads."""
-    uint8 = as_uint8(frames[:1])
-    with FaceFeatureClient(server.grpc_url) as client:
-        seconds = alternate(
-            {
-                "fp32": timed(lambda: client.action_units(frames[:1], landmarks[:1])),
-                "uint8": timed(lambda: client.action_units(uint8, landmarks[:1])),
-                "pyfeat_1": lambda: pyfeat.seconds("action_units", 1, 1),
-                "pyfeat_2": lambda: pyfeat.seconds("action_units", 1, 2),
-            },
-            rounds,
-        )
-    return {f"{name}_ms": 1e3 * float(np.median(values)) for name, values in seconds.items()}
 
 
 def output_rows(server: LocalServer, best: Row, rounds: int) -> list[Row]:

@@ -1,6 +1,7 @@
 """Speed through a real server over gRPC, against py-feat in process: throughput, latency, CPU, memory."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -82,17 +83,23 @@ def _throughput_row(
 
 
 def one_face(
-    server: LocalServer, pyfeat: PyFeat, frames: np.ndarray, landmarks: np.ndarray, rounds: int
+    server: LocalServer,
+    pyfeat: PyFeat,
+    frames: np.ndarray,
+    landmarks: np.ndarray,
+    rounds: int,
+    outputs: Sequence[str] = ("HOG", "POSE"),
+    pyfeat_call: str = "features",
 ) -> Row:
     """Time one face per request against one face per call of py-feat with 1 and 2 threads."""
     uint8 = as_uint8(frames[:1])
     with FaceFeatureClient(server.grpc_url) as client:
         seconds = alternate(
             {
-                "fp32": timed(lambda: client.features(frames[:1], landmarks[:1])),
-                "uint8": timed(lambda: client.features(uint8, landmarks[:1])),
-                "pyfeat_1": lambda: pyfeat.seconds("features", 1, 1),
-                "pyfeat_2": lambda: pyfeat.seconds("features", 1, 2),
+                "fp32": timed(lambda: client.features(frames[:1], landmarks[:1], outputs)),
+                "uint8": timed(lambda: client.features(uint8, landmarks[:1], outputs)),
+                "pyfeat_1": lambda: pyfeat.seconds(pyfeat_call, 1, 1),
+                "pyfeat_2": lambda: pyfeat.seconds(pyfeat_call, 1, 2),
             },
             rounds,
         )

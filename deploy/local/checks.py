@@ -10,12 +10,12 @@ from tritonclient.grpc import model_config_pb2
 
 from deploy.local.errors import ServerError
 from export.errors import ExportError
-from export.hog.settings import HogSettings
+from export.hog.settings import PYFEAT_COMMAND, HogSettings
 
 Configs = dict[str, model_config_pb2.ModelConfig]
 """Model name -> its configuration."""
 
-HOG_MODEL, AU_MODEL = "hog", "au"
+ALIGN_MODEL, HOG_MODEL, AU_MODEL = "align_mask", "hog", "au"
 
 
 def read_configs(repository: Path) -> Configs:
@@ -89,14 +89,16 @@ def check_hog_of_au(configs: Configs) -> None:
     if expected != returned:
         raise ServerError(
             f"au needs HOG with dims {_dims(expected)}, but hog returns {_dims(returned)}: build hog "
-            "with the settings that the AU classifiers were trained for; py-feat's need "
-            f"`python -m export hog --face-size 112 {HogSettings().as_options()}`"
+            f"with the settings that the AU classifiers were trained for; py-feat's need `{PYFEAT_COMMAND}`"
         )
     parameters = {key: value.string_value for key, value in configs[HOG_MODEL].parameters.items()}
     try:
-        configured = HogSettings.from_parameters(parameters).as_options()
+        settings = HogSettings.from_parameters(parameters).as_options()
     except ExportError as error:
         raise ServerError(f"a parameter in config.pbtxt of hog is invalid: {error}") from error
+    if ALIGN_MODEL not in configs:
+        return
+    configured = f"--face-size {configs[ALIGN_MODEL].parameters['face_size'].string_value} {settings}"
     exported_for = configs[AU_MODEL].parameters["hog_options"].string_value
     if exported_for not in ("", configured):
         raise ServerError(

@@ -364,7 +364,8 @@ def _kill_group(leader: int) -> None:
 def _log_reason(log_path: Path) -> str:
     """Return the log's first line about a model that failed to load, or its last error, or its last line."""
     lines = log_path.read_text(errors="replace").splitlines()
-    errors = [line.partition("] ")[2] for line in lines if line.startswith("E")]
+    # Lines of CUDA's start on a machine without a GPU begin with "Error" and have no "]".
+    errors = [line.partition("] ")[2] for line in lines if line.startswith("E") and "] " in line]
     failed_models = [line for line in errors if "failed to load" in line]
     reason = next(iter(failed_models or errors[-1:] or lines[-1:]), "it wrote no log")
     return reason.strip()

@@ -122,9 +122,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             threshold=_TARGETS["triton_face_queue_compute_ratio"],
         ),
         Panel(
-            "Queued requests of align_mask",
-            "Second scaling metric, by pod: one-minute mean. The queue holds 64 requests. With action units, "
-            "requests in the queue of au are included. Above the line the autoscaler adds pods.",
+            "Queued requests",
+            "Second scaling metric, by pod: one-minute mean of the queue of align_mask, which holds 64 "
+            "requests, and with action units of the queue of au. Above the line the autoscaler adds pods.",
             "none",
             (Query("triton_face:pending_requests:avg{...}", "{{pod}}"),),
             threshold=_TARGETS["triton_face_pending_requests"],

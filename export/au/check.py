@@ -1,7 +1,6 @@
 """Comparison of the ONNX graph with `reference.py`, on inputs that reach all branches of the trees."""
 
 import dataclasses
-from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -14,18 +13,22 @@ from export.errors import ExportError
 from export.onnx_session import run_with_inputs
 
 CLASSIFIER_FACES = 64
+"""Faces with equal components in both evaluations."""
+
 PIPELINE_FACES = 192
+"""Faces with equal HOG features in both evaluations."""
 
 CLASSIFIER_TOLERANCE = 1e-6
-"""Largest accepted difference of an AU if both evaluations get equal components."""
+"""Largest accepted difference of an AU on equal components."""
 
 TOLERANCE = 1e-5
+"""Largest accepted difference of an AU on equal HOG features, but for `ACCEPTED_FRACTION` of the AUs."""
 
-ACCEPTED_SHARE = 1e-3
-"""Largest accepted share of AUs that differ by more than `TOLERANCE`.
+ACCEPTED_FRACTION = 1e-3
+"""Largest accepted fraction of AUs that differ by more than `TOLERANCE`.
 
-The graph's components differ from the reference's by the rounding of float32. Where a component is that close
-to a threshold, a tree takes another branch.
+The graph's components differ from the reference's by the rounding of float32. If a component is that close to
+a threshold, a tree takes another branch.
 """
 
 LARGEST_LANDMARK = 10_000
@@ -71,7 +74,7 @@ def check_au_graph(model: onnx.ModelProto, checkpoint: AuCheckpoint, precision: 
         )
     differences = _pipeline_differences(model, checkpoint)
     is_beyond = ~(differences <= TOLERANCE)
-    if is_beyond.mean() > ACCEPTED_SHARE:
+    if is_beyond.mean() > ACCEPTED_FRACTION:
         remedy = "try --precision float64" if precision == "float32" else "check the checkpoint"
         raise ExportError(
             f"{is_beyond.sum()} of {differences.size} AUs of the model differ from the reference by more "
@@ -96,7 +99,7 @@ def _classifier_difference(checkpoint: AuCheckpoint) -> float:
     copy = dataclasses.replace(checkpoint, projections=copying)
     components = np.hstack(
         [
-            _draw_at(_thresholds(checkpoint, [region]), count, CLASSIFIER_FACES, generator)
+            _draw_at(_thresholds(checkpoint, region), count, CLASSIFIER_FACES, generator)
             for region, count in counts.items()
         ]
     )
@@ -111,7 +114,7 @@ def _pipeline_differences(model: onnx.ModelProto, checkpoint: AuCheckpoint) -> N
     faces = PIPELINE_FACES // len(checkpoint.projections)
     hog = []
     for region, projection in checkpoint.projections.items():
-        components = _draw_around(_thresholds(checkpoint, [region]), len(projection.offset), faces, generator)
+        components = _draw_around(_thresholds(checkpoint, region), len(projection.offset), faces, generator)
         is_used = generator.random(len(projection.matrix)) < 2 / 3
         matrix = projection.matrix[is_used]
         features = np.zeros((faces, len(is_used)))
@@ -137,11 +140,11 @@ Thresholds = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Input and threshold of each split of some trees, sorted by the input."""
 
 
-def _thresholds(checkpoint: AuCheckpoint, regions: Collection[Region]) -> Thresholds:
-    """Return the splits of the trees of some regions; no splits for linear classifiers."""
+def _thresholds(checkpoint: AuCheckpoint, region: Region) -> Thresholds:
+    """Return the splits of the trees of a region; no splits for linear classifiers."""
     inputs, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for unit in checkpoint.units:
-        if unit.region in regions and isinstance(unit.classifier, Trees):
+        if unit.region == region and isinstance(unit.classifier, Trees):
             is_split = unit.classifier.left >= 0
             inputs.append(unit.classifier.feature[is_split])
             values.append(unit.classifier.value[is_split])
@@ -185,7 +188,7 @@ def _landmarks(checkpoint: AuCheckpoint, faces: int, generator: np.random.Genera
     drawn = []
     columns = np.arange(LANDMARK_VALUES)
     for region, projection in checkpoint.projections.items():
-        inputs, values = _thresholds(checkpoint, [region])
+        inputs, values = _thresholds(checkpoint, region)
         drawn.append(_draw_threshold((inputs - len(projection.offset), values), columns, faces, generator))
     chosen = np.choose(generator.integers(len(drawn), size=drawn[0].shape), drawn)
     bounded = np.clip(np.ceil(chosen), -LARGEST_LANDMARK, LARGEST_LANDMARK)

@@ -1,7 +1,7 @@
 """py-feat's AU checkpoints: a `.skops` file with its class XGBClassifier or SVMClassifier.
 
 The layout and the region of each AU are those of `feat/au_detectors/StatLearning/SL_test.py` in py-feat
-2.1.5. py-feat's own files of version 1 name the classes in the module `__main__`.
+2.1.5.
 """
 
 import hashlib
@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from export.au.attributes import describe, get_attribute, get_object
 from export.au.booster import parse_booster
+from export.au.class_names import BOOSTER, KINDS, PCA, SCALER, XGB_CLASSIFIER
 from export.au.classifiers import LANDMARK_VALUES, ActionUnit, AuCheckpoint, Linear, Projection, Region, Trees
 from export.au.estimators import (
-    PCA,
-    SCALER,
     check_binary_classes,
     fold_projection,
     parse_calibrator,
@@ -24,16 +23,6 @@ from export.au.estimators import (
 from export.au.skops_archive import read_file
 from export.au.skops_values import SkopsObject, read_skops
 from export.errors import ExportError, located
-
-XGB_CLASSIFIER = "xgboost.sklearn.XGBClassifier"
-BOOSTER = "xgboost.core.Booster"
-
-_KINDS: dict[str, Literal["xgb", "svm"]] = {
-    "__main__.XGBClassifier": "xgb",
-    "__main__.SVMClassifier": "svm",
-    "feat.au_detectors.StatLearning.SL_test.XGBClassifier": "xgb",
-    "feat.au_detectors.StatLearning.SL_test.SVMClassifier": "svm",
-}
 
 ACTION_UNITS = tuple("1 2 4 5 6 7 9 10 11 12 14 15 17 20 23 24 25 26 28 43".split())  # noqa: SIM905
 """Numbers of the AUs that py-feat knows, in the order of its columns."""
@@ -50,7 +39,7 @@ _AUS_OF_REGIONS: dict[str, dict[Region, set[str]]] = {
     "xgb": {"upper": {"1", "2", "7"}, "lower": {"11", "14", "17", "23", "24", "26"}},
     "svm": {"upper": {"1", "4", "6"}, "lower": {"11", "12", "17"}},
 }
-"""py-feat routes all other AUs to the region `full`."""
+"""AUs of the regions upper and lower; the classifiers of all other AUs read the region full."""
 
 
 def load_au_checkpoint(path: Path) -> AuCheckpoint:
@@ -74,7 +63,7 @@ def load_au_checkpoint(path: Path) -> AuCheckpoint:
     with located(str(path)):
         data = read_file(path)
         root = read_skops(data)
-        kind = _KINDS.get(root.class_name)
+        kind = KINDS.get(root.class_name)
         if kind is None:
             raise ExportError(f"it holds {root.class_name}, not py-feat's XGBClassifier or SVMClassifier")
         projections = _parse_projections(root)

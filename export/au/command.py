@@ -16,7 +16,7 @@ from export.au.hub import fetch_published_classifiers
 from export.au.repository import Interface, write_au_repository
 from export.errors import ExportError
 from export.hog.configs import configured_settings
-from export.hog.settings import HogSettings
+from export.hog.settings import PYFEAT_COMMAND, PYFEAT_OPTIONS
 from export.repository import add_repository_argument, configured_face_size, read_config
 
 DEFAULT_OUT = Path("build") / "au_repository"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["float32", "float64"],
         default="float32",
-        help="of the projection that precedes trees; float64 is 10 times as slow (default: %(default)s)",
+        help="of the projection to the inputs of trees; float64 is slower (default: %(default)s)",
     )
     add_repository_argument(parser, "the model repository whose hog computes the features")
     parser.add_argument(
@@ -112,9 +112,8 @@ def export_au(
         }
     )
     onnx.helper.set_model_props(model, facts)
-    interface = Interface(
-        names, hog_features, settings.as_options(), face_size, checkpoint.origin["weights_sha256"]
-    )
+    options = f"--face-size {face_size} {settings.as_options()}"
+    interface = Interface(names, hog_features, options, face_size, checkpoint.origin["weights_sha256"])
     return write_au_repository(out, model, interface), agreement
 
 
@@ -128,19 +127,20 @@ def _matching_hog_features(checkpoint: AuCheckpoint, repository: Path) -> int:
     """
     expected = len(next(iter(checkpoint.projections.values())).matrix)
     (configured,) = read_config(repository, "hog").output[0].dims
-    weights = checkpoint.origin.get("weights", "the checkpoint")
+    weights = checkpoint.origin["weights"]
     path = repository / "hog" / "config.pbtxt"
-    pyfeat, settings = HogSettings(), configured_settings(repository)
+    face_size, settings = configured_face_size(repository), configured_settings(repository)
+    options = f"--face-size {face_size} {settings.as_options()}"
     if configured != expected:
         raise ExportError(
             f"the classifiers in {weights} read {expected} HOG features, but {path} says {configured}. "
             "Build hog with the face size and the settings of their training; py-feat's classifiers, with "
-            f"5408 features, need `python -m export hog --face-size 112 {pyfeat.as_options()}`"
+            f"5408 features, need `{PYFEAT_COMMAND}`"
         )
-    if settings != pyfeat:
+    if options != PYFEAT_OPTIONS:
         print(
-            f"export: warning: {path} has the HOG settings {settings.as_options()}, but py-feat trains with "
-            f"{pyfeat.as_options()}. Make sure that {weights} was trained with the configured settings",
+            f"export: warning: {path} has `{options}`, but py-feat trains with "
+            f"`{PYFEAT_OPTIONS}`. Make sure that {weights} was trained with the configured settings",
             file=sys.stderr,
         )
     return expected

@@ -12,16 +12,10 @@ from export.au.attributes import (
     get_number,
     is_in_range,
 )
+from export.au.class_names import ISOTONIC, LINEAR_SVC, SIGMOID, SVC
 from export.au.classifiers import Isotonic, Linear, Projection, Sigmoid
 from export.au.skops_values import SkopsObject
 from export.errors import ExportError, located
-
-SCALER = "sklearn.preprocessing._data.StandardScaler"
-PCA = "sklearn.decomposition._pca.PCA"
-LINEAR_SVC = "sklearn.svm._classes.LinearSVC"
-SVC = "sklearn.svm._classes.SVC"
-ISOTONIC = "sklearn.isotonic.IsotonicRegression"
-SIGMOID = "sklearn.calibration._SigmoidCalibration"
 
 MAX_THRESHOLDS = 100_000
 """Bound of an isotonic calibrator. The graph counts the pieces of all calibrators in float32, up to 2**24."""

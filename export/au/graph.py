@@ -20,7 +20,7 @@ Speed
 Measured with ONNX Runtime 1.23, one thread, 3 x 776 components, 20 AUs of 120 trees:
 
 - The matrix product takes 0.28 ms per face of a batch of 32. For one face it takes 2 ms, the time to read the
-  50 MB of the matrix from memory; in float64 it takes 8 times as long. One product per region, or one per
+  50 MB of the matrix from memory. One product per region, or one per
   block of features, takes as long as one product for all.
 - The trees take 0.15 ms per face with one TreeEnsembleRegressor per AU and 0.25 ms with one for all, because
   the trees of one AU stay in the cache for all faces of a batch.
@@ -229,7 +229,7 @@ def _linear(unit: ActionUnit) -> Linear:
     return unit.classifier
 
 
-class _Ensemble:
+class _TreeEnsemble:
     """The attributes of a TreeEnsembleRegressor, collected node by node."""
 
     def __init__(self) -> None:
@@ -287,9 +287,9 @@ class _Leaf:
     target: int = 0
 
 
-def _margin_trees(trees: Trees, column_of: NDArray[np.int64]) -> _Ensemble:
+def _margin_trees(trees: Trees, column_of: NDArray[np.int64]) -> _TreeEnsemble:
     """Return the base margin as a tree of one leaf, then the trees."""
-    ensemble = _Ensemble()
+    ensemble = _TreeEnsemble()
     ensemble.add_tree([_Leaf(trees.base_margin)])
     # Lists, because reading single elements of arrays is slow.
     left, right, value = trees.left.tolist(), trees.right.tolist(), trees.value.tolist()
@@ -351,7 +351,7 @@ def _calibrate(builder: _GraphBuilder, units: tuple[ActionUnit, ...], probabilit
         return probabilities
     exact = builder.add("Cast", probabilities, to=TensorProto.DOUBLE)
     calibrated = exact
-    for kind, apply in ((Isotonic, _interpolate), (Sigmoid, _scale)):
+    for kind, apply in ((Isotonic, _interpolate), (Sigmoid, _apply_sigmoid)):
         selected = np.array([isinstance(unit.calibrator, kind) for unit in units])
         if selected.any():
             result = apply(builder, units, probabilities, exact)
@@ -359,7 +359,9 @@ def _calibrate(builder: _GraphBuilder, units: tuple[ActionUnit, ...], probabilit
     return builder.add("Cast", calibrated, to=TensorProto.FLOAT)
 
 
-def _scale(builder: _GraphBuilder, units: tuple[ActionUnit, ...], _probabilities: str, exact: str) -> str:
+def _apply_sigmoid(
+    builder: _GraphBuilder, units: tuple[ActionUnit, ...], _probabilities: str, exact: str
+) -> str:
     """Return Platt's calibration of the columns that have one; other columns have any value."""
     sigmoids = [unit.calibrator if isinstance(unit.calibrator, Sigmoid) else Sigmoid(0, 0) for unit in units]
     slopes = np.array([sigmoid.slope for sigmoid in sigmoids], np.float64)
@@ -387,7 +389,7 @@ def _interpolate(
     A tree finds the piece of each probability: one operator for all AUs, in time logarithmic in the number
     of thresholds.
     """
-    finder, pieces = _Ensemble(), []
+    finder, pieces = _TreeEnsemble(), []
     for column, unit in enumerate(units):
         own = _pieces(unit.calibrator) if isinstance(unit.calibrator, Isotonic) else [_Piece(0, 0, 0, 1, 0)]
         finder.add_tree(_search_tree([piece.start for piece in own], column, len(pieces)))
@@ -405,8 +407,8 @@ def _interpolate(
         for name in ("x", "y", "width", "rise")
     )
     # The quotient is at most 1, so that a steep piece cannot overflow.
-    share = builder.add("Div", builder.add("Sub", exact, x), width)
-    return builder.add("Add", y, builder.add("Mul", share, rise))
+    fraction = builder.add("Div", builder.add("Sub", exact, x), width)
+    return builder.add("Add", y, builder.add("Mul", fraction, rise))
 
 
 def _pieces(isotonic: Isotonic) -> list[_Piece]:

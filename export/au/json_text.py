@@ -8,7 +8,7 @@ from export.errors import ExportError
 
 
 def decode_json(data: bytes | str) -> object:
-    """Return the value of a JSON document; NaN and infinities are read as Python writes them.
+    """Return the value of a JSON document; NaN and Infinity, which Python writes, are accepted.
 
     Raises
     ------

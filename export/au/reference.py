@@ -25,15 +25,18 @@ def reference_action_units(
         region: np.hstack([hog.astype(np.float64) @ projection.matrix + projection.offset, points])
         for region, projection in checkpoint.projections.items()
     }
-    columns = []
-    for unit in checkpoint.units:
-        values = inputs[unit.region]
-        if isinstance(unit.classifier, Linear):
-            column = (values @ unit.classifier.weights + unit.classifier.bias > 0).astype(np.float64)
-        else:
-            column = _probabilities(unit.classifier, values.astype(np.float32))
-        columns.append(_calibrated(unit.calibrator, column))
+    columns = [
+        calibrate(unit.calibrator, classify(unit.classifier, inputs[unit.region]))
+        for unit in checkpoint.units
+    ]
     return np.stack(columns, axis=1)
+
+
+def classify(classifier: Trees | Linear, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the output ``[N]`` of a classifier for components and landmarks ``[N, components + 136]``."""
+    if isinstance(classifier, Linear):
+        return (inputs @ classifier.weights + classifier.bias > 0).astype(np.float64)
+    return _probabilities(classifier, inputs.astype(np.float32))
 
 
 def _probabilities(trees: Trees, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -54,9 +57,10 @@ def _probabilities(trees: Trees, inputs: NDArray[np.float32]) -> NDArray[np.floa
     return (np.float32(1) / (np.float32(1) + power)).astype(np.float64)
 
 
-def _calibrated(
+def calibrate(
     calibrator: Isotonic | Sigmoid | None, probabilities: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return calibrated probabilities; unchanged ones without a calibrator."""
     if isinstance(calibrator, Isotonic):
         return np.interp(probabilities, calibrator.x, calibrator.y)
     if isinstance(calibrator, Sigmoid):

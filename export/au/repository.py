@@ -1,4 +1,4 @@
-"""The model repository of the AU classifiers: the models `au` and `action_units`, written as one."""
+"""Write the model repository of the AU classifiers, the models `au` and `action_units`, atomically."""
 
 import ctypes
 import dataclasses
@@ -20,7 +20,7 @@ _TEMPLATES = Path(__file__).with_name("configs")
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """What the configurations of `au` and `action_units` contain.
+    """The values that the configurations of `au` and `action_units` depend on.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Interface:
         Names of the columns of AU.
     hog_features : int
     hog_options : str
-        Options of `python -m export hog` that select the settings of `hog`.
+        Options of `python -m export hog` that select the face size and the settings of `hog`.
     face_size : int
         Side of the aligned face in pixels, the size of MASK.
     weights_sha256 : str

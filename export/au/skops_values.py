@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from export.au.class_names import OBJECT_CLASSES
 from export.au.json_text import decode_json
 from export.au.npy import decode_npy
 from export.au.quoting import quote, quote_name
@@ -19,25 +20,6 @@ from export.errors import ExportError, located
 
 MAX_DEPTH = 32
 """Nesting of nodes. A checkpoint has 9."""
-
-IGNORED_CLASSES = {"xgboost.compat.XGBoostLabelEncoder", "sklearn.preprocessing._label.LabelEncoder"}
-"""Objects in classifiers of old releases that predictions do not use."""
-
-OBJECT_CLASSES = IGNORED_CLASSES | {
-    "__main__.XGBClassifier",
-    "__main__.SVMClassifier",
-    "feat.au_detectors.StatLearning.SL_test.XGBClassifier",
-    "feat.au_detectors.StatLearning.SL_test.SVMClassifier",
-    "sklearn.preprocessing._data.StandardScaler",
-    "sklearn.decomposition._pca.PCA",
-    "sklearn.svm._classes.LinearSVC",
-    "sklearn.svm._classes.SVC",
-    "sklearn.isotonic.IsotonicRegression",
-    "sklearn.calibration._SigmoidCalibration",
-    "xgboost.sklearn.XGBClassifier",
-    "xgboost.core.Booster",
-}
-"""Classes whose attributes are read."""
 
 _DICT_CLASSES = {"builtins.dict", "collections.OrderedDict"}
 _TYPE_CLASSES = {f"builtins.{name}" for name in ("str", "int", "float", "bool", "NoneType")} | {"numpy.str_"}
@@ -80,7 +62,8 @@ def read_skops(data: bytes) -> SkopsObject:
     Raises
     ------
     ExportError
-        If the file is no complete skops file, or has a type that is not in this module's lists.
+        If the file is no complete skops file, or has a type that is neither in this module's lists nor in
+        `OBJECT_CLASSES`.
     """
     archive = SkopsArchive(data)
     with located("schema.json"):

@@ -120,6 +120,13 @@ class HogSettings:
         return length
 
 
+PYFEAT_OPTIONS = f"--face-size 112 {HogSettings().as_options()}"
+"""Face size and settings with which py-feat trains AU classifiers, as options of `python -m export hog`."""
+
+PYFEAT_COMMAND = f"python -m export hog {PYFEAT_OPTIONS}"
+"""Builds the HOG features of py-feat's AU classifiers."""
+
+
 def _whole_number(texts: Mapping[str, str], name: str) -> int:
     if not texts[name].isdecimal():
         raise ExportError(f"{name} must be a whole number, it is {texts[name]!r}")

@@ -64,6 +64,7 @@ def test_metadata_of_action_units_equals_the_interface(client: FaceFeatureClient
 
 @pytest.mark.checks("Action units: the interface, and the names of the columns")
 def test_classification_names_the_columns(client: FaceFeatureClient, names: tuple[str, ...]):
+    """As in the client's README, for programs without this client."""
     faces = frame_inputs(*photo_faces(3, 680))
     rows = infer(client, AU_ENSEMBLE, faces, ["AU"])["AU"]
     classified = client.connection.infer(

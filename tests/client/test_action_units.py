@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from tritonclient.grpc import InferRequestedOutput
 
 from deploy.local import LocalServer
 from export.au.classifiers import AuCheckpoint
 from export.au.reference import reference_action_units
 from tests.support.face_data import photo_faces
-from tests.support.raw_requests import tensor_input
 from triton_face_client import (
     AsyncFaceFeatureClient,
     DeadlineError,
@@ -156,21 +154,6 @@ def test_detect_au_rejects_invalid_arguments(client: FaceFeatureClient):
     ):
         with pytest.raises(ValueError, match=message):
             pyfeat.detect_au(frame, landmarks, client=client)
-
-
-def test_classification_extension_names_the_largest(client: FaceFeatureClient):
-    """As in the client's README, for programs without this client."""
-    frames, landmarks = photo_faces(2, 407)
-    names, values = client.action_unit_names(), client.action_units(frames, landmarks)
-    inputs = [tensor_input("FRAMES", frames), tensor_input("LANDMARKS", landmarks)]
-    output = InferRequestedOutput("AU", class_count=3)
-    top = client.connection.infer("action_units", inputs, outputs=[output]).as_numpy("AU")
-    assert top.shape == (2, 3)
-    for face in range(2):
-        fields = [text.decode().split(":") for text in top[face]]
-        assert [name for _, _, name in fields] == [names[int(column)] for _, column, _ in fields]
-        largest = np.sort(values[face])[::-1][:3]
-        np.testing.assert_allclose([float(value) for value, _, _ in fields], largest, atol=1e-5)
 
 
 @pytest.mark.parametrize(

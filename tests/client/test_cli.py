@@ -319,6 +319,19 @@ def test_rows_of_a_video_that_is_not_given_get_a_reason(
     assert rows["refused"][0].as_py() is None
 
 
+def test_landmarks_outside_the_image_get_a_reason(run: Run, folder: Path, tmp_path: Path):
+    landmarks = read_table(folder / "film.csv").landmarks[:3]
+    landmarks[1] += 5000
+    landmarks[2, 1:] += 5000
+    np.savez(tmp_path / "moved.npz", landmarks=landmarks)
+    code, out = run(table=str(tmp_path / "moved.npz"))
+    assert code == 0
+    inside, outside, one_point_inside = pq.read_table(out)["refused"].to_pylist()
+    assert inside is None
+    assert outside.startswith("all landmarks are outside the image of ")
+    assert one_point_inside is None
+
+
 def test_rejects_several_files_for_a_table_of_one_image(
     server: LocalServer, images: Path, capsys: pytest.CaptureFixture
 ):

@@ -10,10 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.local import LocalServer
+from export.au.command import export_au
 from tests.client.test_cli import start_long_run
 from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_film, write_table
-from triton_face_client import FaceFeatureClient
+from tests.support.random_classifiers import random_xgb
+from triton_face_client import FaceFeatureClient, FaceServiceError
 from triton_face_client.cli import main
+from triton_face_client.cli.action_units import check_checkpoints, served_checkpoint
 from triton_face_client.plotting.action_units import top_action_units
 from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_boxes
 from triton_face_client.video.landmark_tables import read_table
@@ -125,11 +128,43 @@ def test_run_resumes_only_parts_with_the_same_columns(
     arguments = command("run", au_server, folder, tmp_path / "out.parquet", "--json")
     arguments[arguments.index("--landmarks") + 1] = str(folder / "long.npz")
     assert main(arguments) == 3
-    assert "unfinished run of other files, columns or settings" in capsys.readouterr().err
+    assert "columns, settings or another AU checkpoint" in capsys.readouterr().err
     assert main([*arguments, "--columns", "hog,pose,landmarks"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["resumed_at"] > 0
     assert (report["rows"], report["faces"]) == (LONG_ROWS, LONG_ROWS)
+
+
+@pytest.mark.slow
+def test_run_never_mixes_checkpoints(
+    repository: Path, au_server: LocalServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The second server of a run has another checkpoint; then the only server is replaced by it."""
+    export_au(random_xgb(seed=30), repository, tmp_path / "au")
+    out = tmp_path / "out.parquet"
+    with LocalServer(repository, au_repository=tmp_path / "au") as other:
+        both = command("run", au_server, folder, out, "--url", other.grpc_url)
+        assert main(both) == 4
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"the server at {other.grpc_url} has the AU checkpoint" in error
+        assert not out.exists()
+        process = start_long_run(au_server, folder, out)
+        process.kill()
+        process.communicate()
+        arguments = command("run", other, folder, out)
+        arguments[arguments.index("--landmarks") + 1] = str(folder / "long.npz")
+        assert main(arguments) == 3
+        assert "another AU checkpoint" in capsys.readouterr().err
+
+
+def test_another_checkpoint_during_a_run_is_an_error(client: FaceFeatureClient):
+    with pytest.raises(FaceServiceError, match=r"has the AU checkpoint \w{12}, but this run began with ffff"):
+        check_checkpoints([client], "f" * 64)
+
+
+def test_unreachable_server_is_not_compared(client: FaceFeatureClient):
+    with FaceFeatureClient("127.0.0.1:9") as unreachable:
+        check_checkpoints([unreachable, client], served_checkpoint(client))
 
 
 def test_run_without_action_units_on_the_server(
@@ -194,4 +229,5 @@ def test_info_lists_models_and_names(
     assert main(["info", "--url", au_server.grpc_url, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["action_units"] == list(names)
+    assert report["au_checkpoint"] == client.model("action_units").parameters["weights_sha256"]
     assert {"au", "action_units"} < {model["name"] for model in report["models"]}

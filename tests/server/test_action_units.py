@@ -62,12 +62,24 @@ def single_face_requests() -> list[Tensors]:
     return requests
 
 
-def outcome(
-    client: FaceFeatureClient, model: str, tensors: Tensors, outputs: tuple[str, ...]
-) -> Tensors | str:
+def send_together(server: LocalServer, requests: list[Tensors]) -> list[list[Tensors | str]]:
+    """Send each request several times, each from its own caller, all callers at once.
+
+    Return for each request its responses, or the messages of its rejections.
+    """
+
+    def send_repeatedly(tensors: Tensors) -> list[Tensors | str]:
+        with FaceFeatureClient(server.grpc_url) as caller:
+            return [outcome(caller, tensors) for _ in range(ROUNDS)]
+
+    with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
+        return list(pool.map(send_repeatedly, requests))
+
+
+def outcome(client: FaceFeatureClient, tensors: Tensors) -> Tensors | str:
     """Return the response to a request, or the message of its rejection."""
     try:
-        return infer(client, model, tensors, outputs, timeout=RESPONSE_SECONDS)
+        return infer(client, "action_units", tensors, OUTPUTS, timeout=RESPONSE_SECONDS)
     except InferenceServerException as error:
         return f"{error.status()} {error.message()}"
 
@@ -91,15 +103,8 @@ def test_bits_do_not_depend_on_the_dynamic_batch_and_an_invalid_face_rejects_onl
     assert len({response["AU"].tobytes() for response in expected}) == CALLERS
     for number in range(0, CALLERS, 6):
         requests[number]["LANDMARKS"] = np.full_like(requests[number]["LANDMARKS"], 40)
-
-    def send_repeatedly(number: int) -> list[Tensors | str]:
-        with FaceFeatureClient(au_server.grpc_url) as caller:
-            return [outcome(caller, "action_units", requests[number], OUTPUTS) for _ in range(ROUNDS)]
-
     before = au_client.connection.get_inference_statistics("au").model_stats[0]
-    with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
-        together = list(pool.map(send_repeatedly, range(CALLERS)))
-    for number, responses in enumerate(together):
+    for number, responses in enumerate(send_together(au_server, requests)):
         for response in responses:
             if number % 6 == 0:
                 assert response.startswith("StatusCode.INVALID_ARGUMENT")
@@ -146,13 +151,7 @@ def test_full_queue_of_au_rejects_requests_and_answers_the_others(
     with LocalServer(repository, au_repository=small) as server:
         with FaceFeatureClient(server.grpc_url) as client:
             expected = [infer(client, "action_units", request, OUTPUTS) for request in requests]
-
-        def send_repeatedly(number: int) -> list[Tensors | str]:
-            with FaceFeatureClient(server.grpc_url) as caller:
-                return [outcome(caller, "action_units", requests[number], OUTPUTS) for _ in range(ROUNDS)]
-
-        with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
-            together = list(pool.map(send_repeatedly, range(CALLERS)))
+        together = send_together(server, requests)
         rejected = [item for responses in together for item in responses if isinstance(item, str)]
         assert 0 < len(rejected) < CALLERS * ROUNDS
         assert all("Exceeds maximum queue size" in message for message in rejected)

@@ -1,6 +1,7 @@
 """Random AU classifiers with a fixed seed: the parts of `export.au.classifiers`, without a file."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -103,7 +104,8 @@ def random_svm(
 
 def random_origin(seed: int) -> dict[str, str]:
     """Return the metadata that a reader of checkpoint files would add."""
-    return {"weights": f"random_{seed}.skops", "weights_sha256": f"{seed:064x}"}
+    sha256 = hashlib.sha256(str(seed).encode()).hexdigest()
+    return {"weights": f"random_{seed}.skops", "weights_sha256": sha256}
 
 
 def random_projections(generator: np.random.Generator, sizes: Sizes) -> dict[Region, Projection]:

@@ -1,18 +1,15 @@
 """A checkpoint of py-feat's AU classifiers, trained on synthetic data, and py-feat's own outputs for it.
 
 `python make_au_checkpoint.py OUT.skops [options]` runs in py-feat's environment and does not import the
-project; ``--`` separates the arguments of several checkpoints.
-It trains scikit-learn's and XGBoost's estimators on random features, stores them with skops in py-feat's
-own class, loads the file as py-feat does and writes OUT.npz:
+project; ``--`` separates the arguments of several checkpoints. It trains scikit-learn's and XGBoost's
+estimators on random features, stores them with skops in py-feat's own class, loads the file as py-feat does
+and writes OUT.npz:
 
 - HOG float32 [N, F] and ALIGNED_LANDMARKS int64 [N, 68, 2], inputs;
 - AU [N, n], the output of py-feat's `detect_au`;
 - INPUTS_UPPER, INPUTS_LOWER, INPUTS_FULL, the classifiers' inputs, that is the components and landmarks;
 - RAW [N, n], the output of each classifier without its calibrator;
 - NAMES, the columns of AU and RAW, for example "AU1".
-
-A checkpoint of the published size takes some minutes:
-`--components 776 --trees 120 --depth 8 --coarse --training-faces 3200 --label-noise 3 --faces 500`.
 
 Importing the package `feat` would load detectors and plotting. An empty package takes its place.
 """
@@ -89,13 +86,13 @@ def fit_projections(options: argparse.Namespace, hog: np.ndarray) -> dict[str, o
     return parts
 
 
-def make_labels(generator: np.random.Generator, inputs: np.ndarray, noise: float) -> np.ndarray:
+def make_labels(generator: np.random.Generator, inputs: np.ndarray) -> np.ndarray:
     """Return labels of 0 and 1 that depend on 12 of the inputs."""
     chosen = generator.choice(inputs.shape[1], 12, replace=False)
     values = inputs[:, chosen]
     values = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
     score = values @ generator.normal(size=12) + values[:, 0] * values[:, 1]
-    return (score + generator.normal(0, noise, len(score)) > np.quantile(score, 0.6)).astype(np.int64)
+    return (score + generator.normal(0, 0.5, len(score)) > np.quantile(score, 0.6)).astype(np.int64)
 
 
 def fit_xgb(options: argparse.Namespace, name: str, inputs: np.ndarray, labels: np.ndarray) -> object:
@@ -120,8 +117,6 @@ def fit_xgb(options: argparse.Namespace, name: str, inputs: np.ndarray, labels: 
         random_state=options.seed,
         **settings,
     )
-    if options.coarse:
-        model.set_params(colsample_bytree=0.1, max_bin=32)
     half = len(labels) // 2
     if options.early_stopping:
         return model.fit(
@@ -198,7 +193,7 @@ def train(module: types.ModuleType, options: argparse.Namespace) -> object:
     classifiers, calibrators = {}, {}
     for name in names:
         rows = inputs[regions[name]]
-        labels = make_labels(generator, rows, noise=options.label_noise)
+        labels = make_labels(generator, rows)
         if options.kind == "svm":
             classifiers[name] = fit_svm(options, rows, labels)
             continue
@@ -270,13 +265,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--gamma", type=float, default=0.0)
     parser.add_argument("--tree-method", choices=["hist", "exact"], default="hist")
-    parser.add_argument("--coarse", action="store_true", help="a tenth of the inputs for each tree, 32 bins")
     parser.add_argument("--early-stopping", action="store_true", help="with two parallel trees")
     parser.add_argument("--svc", action="store_true", help="SVC with a linear kernel instead of LinearSVC")
     parser.add_argument("--calibrators", choices=["none", "isotonic", "sigmoid"], default="none")
     parser.add_argument("--out-of-bounds", choices=["clip", "nan", "raise"], default="clip")
     parser.add_argument("--training-faces", type=int, default=400)
-    parser.add_argument("--label-noise", type=float, default=0.5, help="more noise makes larger trees")
     parser.add_argument("--faces", type=int, default=64, help="faces of the reference")
     parser.add_argument("--compress", action="store_true", help="deflate the members")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The reader of AU checkpoints: against py-feat, and with files that are damaged, unsuitable or hostile."""
+"""The reader of AU checkpoints and the NumPy reference: against py-feat, and with unsuitable files."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from export.au.checkpoint import load_au_checkpoint
-from export.au.classifiers import ActionUnit, AuCheckpoint, Isotonic, Linear, Sigmoid, Trees
+from export.au.classifiers import AuCheckpoint, Isotonic, Sigmoid
+from export.au.reference import calibrate, classify, reference_action_units
 from export.errors import ExportError
 from tests.support.au_checkpoints import VARIANTS
 from tests.support.edited_checkpoint import EditedCheckpoint, json_node
@@ -22,39 +23,6 @@ OLD_SVM = OLD_FILES / "scikit-learn_1.2.2_svm.skops"
 COLUMNS = [
     f"AU{number:02}" for number in (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 17, 20, 23, 24, 25, 26, 28, 43)
 ]
-
-
-def evaluate_trees(trees: Trees, inputs: np.ndarray) -> np.ndarray:
-    """Return the margins of inputs ``[N, inputs]`` in float32, a face and a tree at a time."""
-    margins = []
-    for row in np.float32(inputs):
-        margin = np.float32(trees.base_margin)
-        for root in trees.roots:
-            node = root
-            while trees.feature[node] >= 0:
-                is_left = row[trees.feature[node]] < trees.value[node]
-                node = trees.left[node] if is_left else trees.right[node]
-            margin += trees.value[node]
-        margins.append(margin)
-    return np.array(margins)
-
-
-def classify(unit: ActionUnit, inputs: np.ndarray) -> np.ndarray:
-    """Return the output of a unit's classifier without its calibrator."""
-    if isinstance(unit.classifier, Linear):
-        return np.float64(inputs @ unit.classifier.weights + unit.classifier.bias > 0)
-    margins = evaluate_trees(unit.classifier, inputs)
-    if unit.classifier.objective == "binary:hinge":
-        return np.float64(margins > 0)
-    return 1 / (1 + np.exp(-np.float64(margins)))
-
-
-def calibrate(unit: ActionUnit, output: np.ndarray) -> np.ndarray:
-    if isinstance(unit.calibrator, Isotonic):
-        return np.interp(output, unit.calibrator.x, unit.calibrator.y)
-    if isinstance(unit.calibrator, Sigmoid):
-        return 1 / (1 + np.exp(unit.calibrator.slope * output + unit.calibrator.intercept))
-    return output
 
 
 def check_projections(checkpoint: AuCheckpoint, reference: dict[str, np.ndarray]) -> None:
@@ -74,12 +42,12 @@ def test_outputs_equal_those_of_pyfeat(au_checkpoints: dict[str, Path], variant:
     assert [unit.name for unit in checkpoint.units] == [f"AU{name[2:]:0>2}" for name in reference["NAMES"]]
     for column, unit in enumerate(checkpoint.units):
         inputs = reference[f"INPUTS_{unit.region.upper()}"]
-        output = classify(unit, inputs)
+        output = classify(unit.classifier, inputs)
         assert output.std() > 0, "the test would not notice a constant"
         np.testing.assert_allclose(output, reference["RAW"][:, column], atol=1e-6)
         expected = reference["AU"][:, column]
         # A calibrator has steep segments, therefore it gets py-feat's own probabilities.
-        calibrated = calibrate(unit, reference["RAW"][:, column])
+        calibrated = calibrate(unit.calibrator, reference["RAW"][:, column])
         np.testing.assert_allclose(calibrated[~np.isnan(expected)], expected[~np.isnan(expected)], atol=1e-6)
 
 
@@ -108,19 +76,15 @@ def test_isotonic_calibrator_clips_where_scikit_learn_returns_nan(au_checkpoints
     assert x[0] > 0
     assert x[-1] < 1
     unit = load_au_checkpoint(path).units[0]
-    assert calibrate(unit, np.array([0.0, 1.0])).tolist() == [y[0], y[-1]]
+    assert calibrate(unit.calibrator, np.array([0.0, 1.0])).tolist() == [y[0], y[-1]]
 
 
 @pytest.mark.parametrize("path", sorted(OLD_FILES.glob("*.skops")), ids=lambda path: path.stem)
 def test_files_of_old_releases(path: Path):
     checkpoint = load_au_checkpoint(path)
     reference = np.load(path.with_suffix(".npz"))
-    landmarks = reference["ALIGNED_LANDMARKS"].reshape(len(reference["HOG"]), -1)
-    for column, unit in enumerate(checkpoint.units):
-        projection = checkpoint.projections[unit.region]
-        components = reference["HOG"] @ projection.matrix + projection.offset
-        output = classify(unit, np.concatenate([components, landmarks], axis=1))
-        np.testing.assert_allclose(output, reference["AU"][:, column], atol=1e-6)
+    action_units = reference_action_units(checkpoint, reference["HOG"], reference["ALIGNED_LANDMARKS"])
+    np.testing.assert_allclose(action_units, reference["AU"], atol=1e-6)
 
 
 def test_origin_describes_the_file(au_checkpoints: dict[str, Path]):

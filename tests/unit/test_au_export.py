@@ -178,7 +178,7 @@ def test_warns_of_other_hog_settings(
 ):
     path, _ = export_au(random_xgb(1), _with_hog(repository, tmp_path, {"block_norm": "L1"}), out)
     error = capsys.readouterr().err
-    assert "has the HOG settings --orientations 8 --cell 8 --block 2 --norm L1 --no-transform-sqrt" in error
+    assert "has `--face-size 112 --orientations 8 --cell 8 --block 2 --norm L1 --no-transform-sqrt" in error
     assert len(error.splitlines()) == 1
     assert {entry.key: entry.value for entry in onnx.load(path).metadata_props}["block_norm"] == "L1"
 

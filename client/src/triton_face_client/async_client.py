@@ -128,6 +128,7 @@ class AsyncFaceFeatureClient(BaseClient):
 
     async def model(self, name: str, seconds: float | None = None) -> Model:
         """Return a model's configuration; see `FaceFeatureClient.model`."""
+        self._check_open()
         if name not in self._models:
             try:
                 response = await self.connection.get_model_config(name, **self._control_arguments(seconds))

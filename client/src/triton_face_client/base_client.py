@@ -164,14 +164,17 @@ class BaseClient:
 
     def _call_options(self, on_invalid: str, deadline: float | None) -> CallOptions:
         """Return the options of a call that starts now."""
-        if self._is_closed:
-            raise FaceServiceError("the client is closed: create a new client")
+        self._check_open()
         if on_invalid not in ON_INVALID:
             raise ValueError(f"on_invalid is {on_invalid!r}: pass 'raise' or 'nan'")
         if deadline is not None and math.isnan(deadline):
             raise ValueError("deadline is NaN: pass seconds, or None")
         end = math.inf if deadline is None else time.monotonic() + deadline
         return CallOptions(self.retry, self.timeout, end, skip_invalid=on_invalid == "nan")
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise FaceServiceError("the client is closed: create a new client")
 
     def _control_arguments(self, seconds: float | None) -> dict[str, Any]:
         """Return the arguments of tritonclient's calls for metadata and readiness."""

@@ -253,6 +253,7 @@ class FaceFeatureClient(BaseClient):
         seconds : float, optional
             Time limit of that request, at most `timeout` (the default).
         """
+        self._check_open()
         if name not in self._models:
             try:
                 arguments = self._control_arguments(seconds)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -59,7 +60,13 @@ def _run(options: argparse.Namespace) -> tuple[Any, str]:
     from triton_face_client.cli.run import as_text, run
 
     media, cropping = options.media, arguments.cropping(options)
-    with _client(options) as client:
+    settings = _client_settings(options)
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(_client(options))
+        servers = [
+            stack.enter_context(FaceFeatureClient(**settings | {"url": url, "shm": False}))
+            for url in settings["url"]
+        ]
         report = run(
             client,
             find_media(media),
@@ -68,6 +75,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, str]:
             options.restart,
             cropping,
             options.columns,
+            servers,
         )
     return report, as_text(report)
 

@@ -6,7 +6,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from triton_face_client.cli.action_units import served_action_units
+from triton_face_client.cli.action_units import served_action_units, served_checkpoint
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.requests.model_config import ACTION_UNIT_MODELS
 
@@ -65,6 +65,8 @@ class ServerInfo:
         The service's models.
     action_units : list of str
         Names of the action units that the server computes; empty if it computes none.
+    au_checkpoint : str
+        SHA-256 of the AU checkpoint; empty without action units.
     """
 
     address: str
@@ -73,6 +75,7 @@ class ServerInfo:
     ready: bool
     models: list[ModelInfo]
     action_units: list[str]
+    au_checkpoint: str
 
 
 def info(client: FaceFeatureClient) -> ServerInfo:
@@ -98,6 +101,7 @@ def info(client: FaceFeatureClient) -> ServerInfo:
         ready=connection.is_server_ready(**options),
         models=[_model(client, name, options) for name in names],
         action_units=list(action_units),
+        au_checkpoint=served_checkpoint(client) if action_units else "",
     )
 
 
@@ -117,6 +121,7 @@ def as_text(server: ServerInfo) -> str:
         )
     if server.action_units:
         lines += ["", f"action units: {', '.join(server.action_units)}"]
+        lines += [f"checkpoint, SHA-256: {server.au_checkpoint}"]
     for model in server.models:
         lines += ["", f"{model.name}, at most {model.batch_size} faces per request"]
         lines += [f"  in   {tensor}" for tensor in model.inputs]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from triton_face_client.cli.action_units import served_action_units
+from triton_face_client.cli.action_units import check_checkpoints, served_action_units, served_checkpoint
 from triton_face_client.client import FaceFeatureClient
 from triton_face_client.hog_settings import HogSettings
 from triton_face_client.pose import subject_pose
@@ -78,6 +78,7 @@ def run(
     restart: bool,
     cropping: Cropping,
     groups: Collection[str] | None = None,
+    servers: Sequence[FaceFeatureClient] = (),
 ) -> RunReport:
     """Compute the features of every row of a landmark table.
 
@@ -98,6 +99,8 @@ def run(
     groups : collection of str, optional
         Groups of columns to compute and write: any of "pose", "landmarks", "au", "hog"; by default all that
         the server computes.
+    servers : sequence of FaceFeatureClient
+        A client of each server, to compare their AU checkpoints; by default `client`.
 
     Raises
     ------
@@ -107,7 +110,8 @@ def run(
         If `media` is empty, or no row with landmarks in the first part has a readable image.
     FaceServiceError
         If the service fails, in which case finished rows are kept and the same call resumes after them; or
-        if `groups` has "au" and the server computes no action units.
+        if `groups` has "au" and the server computes no action units; or if servers have different AU
+        checkpoints, also during the run.
     """
     table = read_table(landmarks)
     check_media(table, media)
@@ -121,7 +125,9 @@ def run(
     if "hog" in columns.groups:
         job["hog"] = dataclasses.asdict(HogSettings.from_parameters(client.model("hog").parameters))
     if columns.action_units:
-        job["au_weights"] = client.model("action_units").parameters.get("weights_sha256", "")
+        servers = servers or (client,)
+        job["au_weights"] = served_checkpoint(servers[0])
+        check_checkpoints(servers, job["au_weights"])
     reader = FrameReader(media, table.exif_applied, table.names_one_file_at_most)
     with reader, FeatureWriter(out, job, restart) as writer:
         start = writer.next_row()
@@ -129,6 +135,9 @@ def run(
         with tqdm(total=len(table.frame), initial=start, unit="face", desc=out.name, smoothing=0.05) as bar:
             for part in _in_parts(_features(client, table, reader, rows, cropping, columns), bar):
                 _check_first_part(part, table, landmarks)
+                if columns.action_units:
+                    # A server may have been restarted with another checkpoint.
+                    check_checkpoints(servers, job["au_weights"])
                 writer.write(int(part.rows[0]), feature_table(part, table, columns))
         reasons = writer.column("refused")
         writer.finish(len(table.frame))

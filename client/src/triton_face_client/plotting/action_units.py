@@ -37,7 +37,7 @@ def draw_action_units(panel: Axes, names: Sequence[str], values: NDArray[np.floa
 
 
 def top_action_units(names: Sequence[str], values: NDArray[np.float32]) -> str:
-    """Return the largest values with their names, and the number of further values above `THRESHOLD`."""
+    """Return the largest values with their names, and how many others are at least `THRESHOLD`."""
     order = np.argsort(-values, kind="stable")
     top = [f"{names[index]} {values[index]:.2f}" for index in order[:TOP_COUNT]]
     further = int((values[order[TOP_COUNT:]] >= THRESHOLD).sum())

@@ -71,9 +71,8 @@ class SheetFace:
         File and frame, for the caption.
     outputs : mapping of str to ndarray, optional
         The face's row of ALIGNED_FACES, MASK, ALIGNED_LANDMARKS, HOG, POSE, AFFINE and, on a sheet with
-        action units, AU. Unlike the server's
-        AFFINE, which maps the crop, this AFFINE maps pixels of the image to aligned pixels; POSE refers to
-        the image. None for a face without features.
+        action units, AU. Unlike the server's AFFINE, which maps the crop, this AFFINE maps pixels of the
+        image to aligned pixels; POSE refers to the image. None for a face without features.
     crop : ndarray of float32, shape (3, H, W), optional
         Values in [0, 1]; shown for a face without features.
     reason : str

@@ -99,7 +99,8 @@ def read_chunks(
 ) -> Iterator[FaceChunk]:
     """Cut the faces of `rows`, in their order, `size` rows at a time.
 
-    A row without landmarks, or whose image cannot be read, gets a reason instead of a crop.
+    A row without landmarks, with all landmarks outside its image, or whose image cannot be read gets a reason
+    instead of a crop.
     """
     for first in range(0, len(rows), size):
         yield _read_chunk(table, reader, rows[first : first + size], cropping)
@@ -131,7 +132,15 @@ def _read_chunk(
 def _read_image(table: LandmarkTable, reader: FrameReader, row: int) -> NDArray[np.uint8]:
     if not table.has_face[row]:
         raise MediaError(NO_LANDMARKS)
-    return reader.read(*table.location(row))
+    image = reader.read(*table.location(row))
+    x, y = table.landmarks[row].T
+    height, width = image.shape[:2]
+    if np.isfinite(x + y).all() and not np.any((x >= 0) & (x < width) & (y >= 0) & (y < height)):
+        raise MediaError(
+            f"all landmarks are outside the image of {width} x {height} pixels: give the media that the "
+            "landmarks were computed from, in the same resolution"
+        )
+    return image
 
 
 def _file_name(table: LandmarkTable, reader: FrameReader, row: int) -> str:

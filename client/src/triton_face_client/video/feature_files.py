@@ -31,6 +31,9 @@ POSE_COLUMNS = ("Pitch", "Roll", "Yaw", "X", "Y", "Z")
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 
+JOB_KEY = b"triton_face_client.job"
+"""Entry of a Parquet file's metadata: the job of `FeatureWriter` as JSON."""
+
 NPY_FORMAT: Any = np.lib.format  # NumPy 1.26 has no type hints for this module.
 
 
@@ -40,7 +43,7 @@ class OutputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a feature file besides those that every file has.
+    """The optional columns of a feature file.
 
     Attributes
     ----------
@@ -65,7 +68,8 @@ class Features:
     files : list of R str
         The image or video of each row.
     arrays : dict of str to ndarray of float32, shape (R, F)
-        The chosen ones of HOG, AU and POSE (as `subject_pose` returns it); NaN for a row without them.
+        HOG, AU and POSE (as `subject_pose` returns it), if their columns are chosen; NaN for a row without
+        them.
     reasons : list of R (str or None)
         Reason why a row has no HOG features and no action units.
     crop_count : int
@@ -173,8 +177,9 @@ class FeatureWriter:
     def write(self, first: int, table: pa.Table) -> None:
         """Write a part whose first row is `first`."""
         path = self.folder / f"{first:09d}-{first + len(table):09d}.parquet"
+        metadata = {**(table.schema.metadata or {}), JOB_KEY: json.dumps(self._job)}
         with _write_atomically(path) as unfinished:
-            pq.write_table(table, unfinished, compression="zstd")
+            pq.write_table(table.replace_schema_metadata(metadata), unfinished, compression="zstd")
 
     def column(self, name: str) -> list[Any]:
         """Return a column of all parts as a list."""
@@ -203,8 +208,8 @@ class FeatureWriter:
         if job_path.exists():
             if json.loads(job_path.read_text()) != self._job:
                 raise OutputError(
-                    f"{self.folder} holds an unfinished run of other files, columns or settings: finish that "
-                    "run, give another name, or --restart to delete it"
+                    f"{self.folder} holds an unfinished run of other files, columns, settings or another AU "
+                    "checkpoint: finish that run, give another name, or --restart to delete it"
                 )
         else:
             with _write_atomically(job_path) as unfinished:
