@@ -108,6 +108,7 @@ def assert_compares_the_layer(client: FaceFeatureClient, frames: np.ndarray, lan
         pyfeat.extract_hog_features(frames, normalized, SimpleNamespace(**layer), client=client)
 
 
+@pytest.mark.slow
 def test_run_resumes_only_parts_with_the_same_hog_settings(
     server: LocalServer, repository_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -124,7 +125,7 @@ def test_run_resumes_only_parts_with_the_same_hog_settings(
     arguments = ["run", str(film / "film.avi"), "--landmarks", str(film / "long.npz"), "--out", str(out)]
     with LocalServer(repository_copy) as other:
         assert main([*arguments, "--url", other.grpc_url]) == 3
-    assert "unfinished run of other files, columns or settings" in capsys.readouterr().err
+    assert "unfinished run of other files, columns, settings" in capsys.readouterr().err
     assert main([*arguments, "--url", server.grpc_url]) == 0
 
 

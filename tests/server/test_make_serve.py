@@ -47,6 +47,7 @@ def make_serve(repository: Path, weights: Path, au_repository: Path) -> "subproc
     )
 
 
+@pytest.mark.slow
 def test_serves_the_action_units_of_a_checkpoint(
     repository: Path, au_checkpoints: dict[str, Path], tmp_path: Path
 ):
