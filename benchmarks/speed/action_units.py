@@ -4,8 +4,6 @@ Writes `results/action_units.json` and `results/action_units.md`. PYFEAT_PYTHON 
 environment. AU_WEIGHTS=FILE.skops measures another checkpoint than the synthetic one.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.speed import command
 from benchmarks.speed.alternating import alternate, median_ratio, timed
 from benchmarks.speed.au_checkpoints import PUBLISHED, export_checkpoint, synthetic_checkpoint
 from benchmarks.speed.au_page import write_page
@@ -26,7 +25,6 @@ from deploy.local import LocalServer
 from tests.support.face_data import photo_faces
 from tests.support.machine import machine
 
-RESULTS = Path(__file__).parents[1] / "results"
 FACES = 50
 SEED = 2026
 PYFEAT_THREADS = 2
@@ -41,38 +39,17 @@ OUTPUTS = {"AU": ("AU",), "HOG and AU": ("HOG", "AU"), "HOG": ("HOG",)}
 
 def main() -> int:
     """Measure and write; return 1 with one line of error when the environment is incomplete."""
-    arguments = _arguments()
-    if "PYFEAT_PYTHON" not in os.environ:
-        print(
-            "bench-au: PYFEAT_PYTHON, the Python of py-feat's environment, is not set: run `make bench-au`",
-            file=sys.stderr,
-        )
-        return 1
-    result = _measure(arguments.rounds)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "action_units.json").write_text(json.dumps(result, indent=2) + "\n")
-    write_page(result, arguments.results)
-    print((arguments.results / "action_units.md").read_text())
-    return 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.action_units", description=__doc__)
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=7,
-        help="rounds in process; half as many, at least 3, through the server (default: %(default)s)",
+    arguments = command.argument_parser("benchmarks.speed.action_units", __doc__).parse_args()
+    return command.run(
+        "bench-au", "action_units", arguments.results, lambda: _measure(arguments.rounds), write_page
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="output folder")
-    return parser.parse_args()
 
 
 def _measure(rounds: int) -> dict[str, object]:
     frames, landmarks = photo_faces(FACES, SEED)
     weights = os.environ.get("AU_WEIGHTS")
     checkpoint = Path(weights) if weights else synthetic_checkpoint(PUBLISHED)
-    served_rounds = max(3, rounds // 2)
+    served_rounds = command.served_rounds(rounds)
     result: dict[str, object] = {
         "machine": machine(),
         "load": ProjectClient.name,
