@@ -91,20 +91,27 @@ def check_hog_of_au(configs: Configs) -> None:
             f"au needs HOG with dims {_dims(expected)}, but hog returns {_dims(returned)}: build hog "
             f"with the settings that the AU classifiers were trained for; py-feat's need `{PYFEAT_COMMAND}`"
         )
-    parameters = {key: value.string_value for key, value in configs[HOG_MODEL].parameters.items()}
-    try:
-        settings = HogSettings.from_parameters(parameters).as_options()
-    except ExportError as error:
-        raise ServerError(f"a parameter in config.pbtxt of hog is invalid: {error}") from error
     if ALIGN_MODEL not in configs:
         return
-    configured = f"--face-size {configs[ALIGN_MODEL].parameters['face_size'].string_value} {settings}"
-    exported_for = configs[AU_MODEL].parameters["hog_options"].string_value
-    if exported_for not in ("", configured):
+    configured = _hog_options(configs)
+    if (exported_for := _parameters(configs[AU_MODEL]).get("hog_options", configured)) != configured:
         raise ServerError(
             f"au was exported for hog with `{exported_for}`, but hog has `{configured}`: build hog with the "
             "settings that the AU classifiers were trained for (`python -m export hog`), or export au again"
         )
+
+
+def _hog_options(configs: Configs) -> str:
+    """Return the configured face size and HOG settings as options of `python -m export hog`."""
+    try:
+        settings = HogSettings.from_parameters(_parameters(configs[HOG_MODEL]))
+        return settings.as_options(int(_parameters(configs[ALIGN_MODEL])["face_size"]))
+    except (ExportError, KeyError, ValueError) as error:
+        raise ServerError(f"a parameter of {ALIGN_MODEL} or {HOG_MODEL} is invalid: {error}") from error
+
+
+def _parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
 
 
 def _dims(tensors: list[list[int]]) -> str:

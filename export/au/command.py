@@ -112,7 +112,7 @@ def export_au(
         }
     )
     onnx.helper.set_model_props(model, facts)
-    options = f"--face-size {face_size} {settings.as_options()}"
+    options = settings.as_options(face_size)
     interface = Interface(names, hog_features, options, face_size, checkpoint.origin["weights_sha256"])
     return write_au_repository(out, model, interface), agreement
 
@@ -129,8 +129,7 @@ def _matching_hog_features(checkpoint: AuCheckpoint, repository: Path) -> int:
     (configured,) = read_config(repository, "hog").output[0].dims
     weights = checkpoint.origin["weights"]
     path = repository / "hog" / "config.pbtxt"
-    face_size, settings = configured_face_size(repository), configured_settings(repository)
-    options = f"--face-size {face_size} {settings.as_options()}"
+    options = configured_settings(repository).as_options(configured_face_size(repository))
     if configured != expected:
         raise ExportError(
             f"the classifiers in {weights} read {expected} HOG features, but {path} says {configured}. "

@@ -89,8 +89,8 @@ def _export_hog(repository: Path, face_size: int | None, changes: dict[str, Any]
         names = ", ".join(str(path.relative_to(repository)) for path in configs)
         raise ExportError(
             f"{names}: parameters or dims differ from face_size {size} of align_mask/config.pbtxt or from "
-            f"the parameters of hog/config.pbtxt; run `python -m export hog --face-size {size} "
-            f"{settings.as_options()}`, which updates them"
+            f"the parameters of hog/config.pbtxt; run `python -m export hog "
+            f"{settings.as_options(size)}`, which updates them"
         )
     model = build_hog_graph(size, settings)
     difference = _largest_difference(model, check_faces(size), settings)

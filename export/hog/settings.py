@@ -83,10 +83,10 @@ class HogSettings:
             "transform_sqrt": str(self.transform_sqrt).lower(),
         }
 
-    def as_options(self) -> str:
-        """Return the options of `python -m export hog` that select these settings."""
+    def as_options(self, face_size: int) -> str:
+        """Return the options of `python -m export hog` that select a face size and these settings."""
         return (
-            f"--orientations {self.orientations} --cell {self.pixels_per_cell} "
+            f"--face-size {face_size} --orientations {self.orientations} --cell {self.pixels_per_cell} "
             f"--block {self.cells_per_block} --norm {self.block_norm} "
             f"--{'' if self.transform_sqrt else 'no-'}transform-sqrt"
         )
@@ -120,7 +120,7 @@ class HogSettings:
         return length
 
 
-PYFEAT_OPTIONS = f"--face-size 112 {HogSettings().as_options()}"
+PYFEAT_OPTIONS = HogSettings().as_options(face_size=112)
 """Face size and settings with which py-feat trains AU classifiers, as options of `python -m export hog`."""
 
 PYFEAT_COMMAND = f"python -m export hog {PYFEAT_OPTIONS}"

@@ -19,7 +19,7 @@ from skimage.data import astronaut
 
 from deploy.local import LocalServer
 from deploy.local.server import PROJECT
-from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_film, write_table
+from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_long_film
 from triton_face_client import FaceFeatureClient, subject_pose
 from triton_face_client.cli import main
 from triton_face_client.video.crops import crop_landmarks, cut_faces, landmark_boxes
@@ -37,11 +37,7 @@ Run = Callable[..., tuple[int, Path]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a film, its landmark table, and a table with many faces per frame."""
     folder = tmp_path_factory.mktemp("film")
-    landmarks = write_film(folder)
-    write_table(folder / "film.csv", landmarks)
-    frame = np.sort(np.arange(LONG_ROWS) % FRAMES)
-    jitter = np.random.default_rng(0).normal(0, 0.5, (LONG_ROWS, 68, 2))
-    np.savez(folder / "long.npz", landmarks=landmarks[frame] + jitter, frame=frame)
+    write_long_film(folder, LONG_ROWS)
     return folder
 
 

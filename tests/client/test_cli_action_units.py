@@ -12,7 +12,7 @@ import pytest
 from deploy.local import LocalServer
 from export.au.command import export_au
 from tests.client.test_cli import start_long_run
-from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_film, write_table
+from tests.support.film_files import FAILED_ROW, FRAMES, LINE_ROW, NAN_ROW, write_long_film
 from tests.support.random_classifiers import random_xgb
 from triton_face_client import FaceFeatureClient, FaceServiceError
 from triton_face_client.cli import main
@@ -35,10 +35,7 @@ POINTS = [f"{axis}_{i}" for axis in "xy" for i in range(68)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a film, its landmark table, and a table with many faces per frame."""
     folder = tmp_path_factory.mktemp("film")
-    landmarks = write_film(folder)
-    write_table(folder / "film.csv", landmarks)
-    frame = np.sort(np.arange(LONG_ROWS) % FRAMES)
-    np.savez(folder / "long.npz", landmarks=landmarks[frame], frame=frame)
+    write_long_film(folder, LONG_ROWS)
     return folder
 
 

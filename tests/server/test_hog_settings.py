@@ -21,7 +21,7 @@ from export.hog.settings import HogSettings
 from tests.client.test_cli import start_long_run
 from tests.support import oracles
 from tests.support.face_data import photo_faces
-from tests.support.film_files import write_film, write_table
+from tests.support.film_files import write_film, write_long_film, write_table
 from triton_face_client import FaceFeatureClient, pyfeat
 from triton_face_client.cli import main
 from triton_face_client.cli.plot import plot
@@ -116,9 +116,7 @@ def test_run_resumes_only_parts_with_the_same_hog_settings(
     export_hog(repository_copy, block_norm="L1")
     film, out = tmp_path / "film", tmp_path / "out.parquet"
     film.mkdir()
-    points = write_film(film)
-    frame = np.sort(np.arange(1100) % len(points))
-    np.savez(film / "long.npz", landmarks=points[frame], frame=frame)
+    write_long_film(film, 1100)
     process = start_long_run(server, film, out)
     process.kill()
     process.communicate()
@@ -165,7 +163,7 @@ def test_command_line_changes_keeps_and_restores_settings(repository_copy: Path)
     assert contents(repository_copy) == changed
     run_export(repository_copy, "--block 1 --no-transform-sqrt")
     assert configured_settings(repository_copy) == HogSettings(9, 16, 1, "L1-sqrt")
-    run_export(repository_copy, DEFAULT.as_options())
+    run_export(repository_copy, DEFAULT.as_options(112))
     assert contents(repository_copy) == before
 
 

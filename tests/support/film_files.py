@@ -21,3 +21,12 @@ def write_table(path: Path, landmarks: np.ndarray) -> None:
     points[NAN_ROW, 5, 1] = np.nan
     points[LINE_ROW, :, 1] = 100
     make_film.write_openface_table(path, points, frame_without_face=FAILED_ROW)
+
+
+def write_long_film(folder: Path, rows: int) -> None:
+    """Write ``film.avi``, its table ``film.csv``, and ``long.npz`` with many different faces per frame."""
+    landmarks = write_film(folder)
+    write_table(folder / "film.csv", landmarks)
+    frame = np.sort(np.arange(rows) % FRAMES)
+    jitter = np.random.default_rng(0).normal(0, 0.5, (rows, 68, 2))
+    np.savez(folder / "long.npz", landmarks=landmarks[frame] + jitter, frame=frame)
