@@ -63,9 +63,9 @@ def _run(options: argparse.Namespace) -> tuple[Any, str]:
     settings = _client_settings(options)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(_client(options))
+        urls = settings["url"] if len(settings["url"]) > 1 else ()
         servers = [
-            stack.enter_context(FaceFeatureClient(**settings | {"url": url, "shm": False}))
-            for url in settings["url"]
+            stack.enter_context(FaceFeatureClient(**settings | {"url": url, "shm": False})) for url in urls
         ]
         report = run(
             client,
